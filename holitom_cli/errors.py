@@ -1,0 +1,54 @@
+"""What a user can do wrong: one class per stage, each one sentence and a hint."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HolitomError(Exception):
+    """One sentence that says what is wrong, and a hint that says what to try."""
+
+    stage: ClassVar[str] = "run"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(HolitomError):
+    """The command line, a question or a setting cannot be used as given."""
+
+    stage = "usage"
+    exit_code = 2
+
+
+class MethodError(UsageError):
+    """An unknown compression method, or a setting outside its range."""
+
+    stage = "method"
+
+
+class VideoError(HolitomError):
+    """A file that no frame can be read from."""
+
+    stage = "video"
+
+
+class ModelError(HolitomError):
+    """A checkpoint that is missing, incomplete or of another architecture."""
+
+    stage = "model"
+
+
+class DeviceError(HolitomError):
+    """A device that is absent, unusable or out of memory."""
+
+    stage = "device"
+
+
+class GenerationError(HolitomError):
+    """The language model's output cannot be used (non-finite logits)."""
+
+    stage = "generate"
