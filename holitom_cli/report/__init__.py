@@ -1,0 +1,1 @@
+"""Answers as people read them (terminal) and as programs do (record)."""

@@ -1,0 +1,350 @@
+"""What was kept and how long it took, as rich renderables. Nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from rich.bar import Bar
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from holitom_cli.report import text
+from holitom_cli.report.shapes import Encodable, Strip
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from holitom_cli.errors import HolitomError
+    from holitom_cli.types import Answer, Frames, ModelInfo, Segment, TokenCounts
+
+_KINDS = {
+    "demo": "demo checkpoint",
+    "random": "random weights",
+    "published": "published weights",
+    "local": "local weights",
+}
+_TTFT_STAGES = ("vision", "compress", "prefill", "sample")
+_STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
+
+
+def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> RenderableType:
+    """Return the report on one or several questions about one clip.
+
+    `answers` share the clip, the checkpoint and the method: what is the same for all is shown once.
+    `baseline` holds the same questions, in order, answered with every token kept; ValueError where it
+    is shorter or longer.
+    """
+    rivals: Sequence[Answer | None] = baseline or [None] * len(answers)
+    shared = _shared_stages(answers)
+    common = [render for same, render in _PARTS if len({same(answer) for answer in answers}) == 1]
+    own = [render for same, render in _PARTS if len({same(answer) for answer in answers}) > 1]
+    parts: list[RenderableType] = [_header(answers[0]), *_warnings([*answers, *baseline])]
+    parts += [render(answers[0]) for render in common]
+    if shared:
+        parts.append(_section("Time for the clip", _waterfall(shared)))
+    for number, (answer, rival) in enumerate(zip(answers, rivals, strict=True), 1):
+        parts.append(_question(answer, number, len(answers)))
+        parts += [render(answer) for render in own]
+        parts += [_time(answer, without=shared), _cost(answer)]
+        if rival is not None:
+            parts.append(_comparison(answer, rival))
+    return Encodable(Group(*parts))
+
+
+def segment_strip(segments: Sequence[Segment]) -> RenderableType:
+    """Return one line of blocks over the sampled frames, with start times and tokens where they fit.
+
+    Takes the whole width; at least one segment.
+    """
+    return Encodable(Strip(segments))
+
+
+def error_line(error: HolitomError) -> Text:
+    """Return "error: sentence" and, on a second line, "hint: what to try" where there is one."""
+    line = Text.assemble(("error: ", "bold red"), text.visible(error.message))
+    if error.hint:
+        line.append("\n").append("hint: ", "bold").append(text.visible(error.hint))
+    return line
+
+
+def warning_line(warning: str) -> Text:
+    """Return "warning: sentence"."""
+    return Text.assemble(("warning: ", "bold yellow"), text.visible(warning))
+
+
+def methods_table(rows: Sequence[Mapping[str, str]]) -> RenderableType:
+    """Return a table with a heading for each key of the first row; every row has the same keys."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for number, key in enumerate(rows[0] if rows else ()):
+        table.add_column(text.visible(key), style="" if number else "cyan", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text.visible(cell)) for cell in row.values()))
+    return Encodable(table)
+
+
+def doctor_table(sections: Mapping[str, Mapping[str, str]]) -> RenderableType:
+    """Return a heading for each section with its facts below."""
+    return Encodable(Group(*(_section(title, _facts(facts.items())) for title, facts in sections.items())))
+
+
+# --- layout ----------------------------------------------------------------------------------
+
+
+def _section(title: str, *body: RenderableType, note: str = "") -> RenderableType:
+    heading = Table.grid(padding=(0, 2, 0, 0))
+    heading.add_column(style="bold", overflow="fold")
+    heading.add_column(style="dim", overflow="fold")
+    heading.add_row(Text(text.visible(title)), Text(text.visible(note)))
+    return Group(heading, Padding(Group(*body), (0, 0, 1, 2)))
+
+
+def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Labels and values; a value may wrap, a label is never cut."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        shown = Text(text.visible(value)) if isinstance(value, str) else value
+        grid.add_row(Text(text.visible(label)), shown)
+    return grid
+
+
+def _chart(figures: int) -> Table:
+    """Label, figures to the right, and a bar that takes the room left over."""
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(overflow="fold")
+    for _ in range(figures):
+        grid.add_column(justify="right", no_wrap=True)
+    # no_wrap: where room is short the label wraps instead; width: what a column with a ratio starts from
+    grid.add_column(ratio=1, width=8, no_wrap=True)
+    return grid
+
+
+# --- what the questions share ----------------------------------------------------------------
+
+
+def _header(answer: Answer) -> RenderableType:
+    video = answer.frames.video
+    title = PurePath(video.path).name if video else "frames from memory"
+    settings = ", ".join(f"{name} {value}" for name, value in answer.method_settings.items())
+    rows: list[tuple[str, str | Text]] = [
+        *_video(answer.frames),
+        ("frames", _sampling(answer.frames)),
+        ("decoder", f"{answer.frames.decoder}: {answer.frames.decoder_reason}"),
+        *_model(answer.model),
+        ("method", f"{answer.method} ({settings})" if settings else answer.method),
+    ]
+    return _section(title, _facts(rows))
+
+
+def _video(frames: Frames) -> list[tuple[str, str | Text]]:
+    video = frames.video
+    if video is None:
+        _, height, width, _ = frames.pixels.shape
+        return [("video", f"{width}x{height} pixels, not read from a file")]
+    turned = f" (turned {video.rotation} degrees)" if video.rotation else ""
+    length = f"{text.seconds(video.duration_seconds)} long, {text.size(video.size_bytes)}"
+    rows: list[tuple[str, str | Text]] = (
+        [("file", video.path)] if PurePath(video.path).name != video.path else []
+    )
+    return [*rows, ("video", f"{video.codec}, {video.width}x{video.height}{turned}, {length}")]
+
+
+def _sampling(frames: Frames) -> Text:
+    total = frames.video.frame_count if frames.video else 0
+    line = Text(text.count(len(frames)))
+    if total:
+        line.append(f" of {text.count(total)}")
+    if len(frames) > 1:
+        spacing = float(frames.seconds[-1] - frames.seconds[0]) / (len(frames) - 1)
+        line.append(f", one every {text.seconds(spacing)}")
+    if frames.frames_missing:
+        line.append(f", {text.count(frames.frames_missing)} could not be read", "yellow")
+    return line
+
+
+def _model(model: ModelInfo) -> list[tuple[str, str | Text]]:
+    where = model.device if model.device_name == model.device else f"{model.device_name} ({model.device})"
+    rows: list[tuple[str, str | Text]] = [
+        ("checkpoint", f"{model.id}, {_KINDS[model.kind]}"),
+        ("revision", model.revision or ""),
+        ("chosen", model.reason),
+        ("device", f"{where}, {model.dtype}"),
+    ]
+    return [(label, value) for label, value in rows if value]
+
+
+def _warnings(answers: Sequence[Answer]) -> list[RenderableType]:
+    """Every different warning once, the clip's first."""
+    texts = [*answers[0].frames.warnings, *(warning for answer in answers for warning in answer.warnings)]
+    lines = [warning_line(warning) for warning in dict.fromkeys(texts)]
+    return [Padding(Group(*lines), (0, 0, 1, 0))] if lines else []
+
+
+def _funnel(answer: Answer) -> RenderableType:
+    tokens = answer.tokens
+    chart = _chart(figures=2)
+    for label, left in _funnel_rows(tokens):
+        share = left / tokens.original
+        chart.add_row(label, text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
+    newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
+    return _section(
+        "Visual tokens", chart, newline, note=f"{answer.method} keeps {text.percent(tokens.retained)}"
+    )
+
+
+def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
+    rows = [(f"{tokens.frames} frames x {tokens.patches_per_frame} patches", tokens.original)]
+    rows += [(text.visible(stage), left) for stage, left in tokens.funnel[1:]]
+    rows += [(f"inside, from layer {layer}", left) for layer, left in tokens.inside]
+    return rows
+
+
+def _segments(answer: Answer) -> RenderableType:
+    counts = sorted(segment.tokens for segment in answer.segments)
+    if not counts:
+        return Group()
+    span = (
+        text.count(counts[0])
+        if counts[0] == counts[-1]
+        else f"{text.count(counts[0])} to {text.count(counts[-1])}"
+    )
+    note = f"{text.count(len(counts))}, {span} tokens each"
+    return _section("Segments", Strip(answer.segments), note=note)
+
+
+# What is shown once where it is the same for every question, and with each question where not.
+_PARTS: tuple[tuple[Callable[[Answer], Hashable], Callable[[Answer], RenderableType]], ...] = (
+    (lambda answer: (answer.tokens.funnel, answer.tokens.inside), _funnel),
+    (lambda answer: answer.segments, _segments),
+)
+
+
+def _shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
+    """Stages that several questions report with the same time, because they ran once.
+
+    None for a single question: its stages are read best in one piece.
+    """
+    first, *others = (answer.timings.stages_ms for answer in answers)
+    return {
+        name: ms for name, ms in first.items() if others and all(other.get(name) == ms for other in others)
+    }
+
+
+# --- each question ---------------------------------------------------------------------------
+
+
+def _question(answer: Answer, number: int, total: int) -> RenderableType:
+    tokens = answer.tokens
+    visual, written = text.count(tokens.visual), text.count(tokens.text)
+    prompt = f"{text.count(tokens.prompt)} tokens = {visual} visual + 1 newline + {written} text"
+    limit = f"cut off by the limit of {text.count(answer.generation.max_new_tokens)}"
+    ending = "stopped by itself" if answer.finish_reason == "stop" else limit
+    generated = f"{text.count(tokens.generated)} tokens, {ending}"
+    title = f"Question {number} of {total}" if total > 1 else "Question"
+    return _section(title, _facts([("asked", answer.question), ("prompt", prompt), ("answer", generated)]))
+
+
+def _waterfall(stages: Mapping[str, float]) -> Table:
+    """One bar a stage, each starting where the one before it ended."""
+    chart = _chart(figures=1)
+    total, begun = sum(stages.values()), 0.0
+    for name, ms in stages.items():
+        colour = "cyan" if name in _TTFT_STAGES else "blue"
+        bar = Bar(total, begun, begun + ms, color=colour)
+        chart.add_row(text.visible(_STAGE_LABELS.get(name, name)), text.milliseconds(ms), bar)
+        begun += ms
+    return chart
+
+
+def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
+    timings, tokens = answer.timings, answer.tokens
+    stages = {name: ms for name, ms in timings.stages_ms.items() if name not in without}
+    if timings.tpot_ms:
+        stages[f"{text.count(tokens.generated - 1)} more tokens"] = timings.tpot_ms * (tokens.generated - 1)
+    rows: list[tuple[str, str | Text]] = [
+        ("TTFT", f"{text.milliseconds(timings.ttft_ms)} ({' + '.join(_TTFT_STAGES)})"),
+        ("per token", _per_token(timings.tpot_ms, timings.tokens_per_second)),
+        ("time to answer", text.seconds(timings.time_to_answer_s)),
+    ]
+    return _section("Time", _waterfall(stages), Text(), _facts(rows), note=_short(answer.model))
+
+
+def _per_token(tpot_ms: float | None, rate: float | None) -> str:
+    return (
+        f"{text.milliseconds(tpot_ms)}, {rate:,.1f} tokens/s" if rate else "unknown: there was only one token"
+    )
+
+
+def _short(model: ModelInfo) -> str:
+    """The checkpoint that a figure belongs to, in few words."""
+    return f"{PurePath(model.id).name}, {_KINDS[model.kind]}"
+
+
+def _cost(answer: Answer) -> RenderableType:
+    flops, memory = answer.flops, answer.memory
+    device = memory.device_peak_bytes
+    gpu = f"{text.size(device)} GPU, " if device is not None else ""
+    rows: list[tuple[str, str | Text]] = [
+        ("paper FLOPs", _saving(flops.paper, flops.paper_full)),
+        ("true FLOPs", _saving(flops.true, flops.true_full)),
+        ("peak memory", f"{gpu}{text.size(memory.host_peak_bytes)} host"),
+    ]
+    return _section("Cost of the prefill", _facts(rows))
+
+
+def _saving(kept: float, full: float) -> str:
+    return f"{text.flop(kept)} of {text.flop(full)} with every token, {text.times(full, kept)} fewer"
+
+
+# --- side by side ----------------------------------------------------------------------------
+
+
+def _comparison(answer: Answer, full: Answer) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("")
+    for heading in (answer.method, full.method, "ratio"):
+        table.add_column(text.visible(heading), justify="right", no_wrap=True)
+    for label, write, ours, theirs in _compared(answer, full):
+        table.add_row(Text(label, "dim"), write(ours), write(theirs), text.times(theirs, ours))
+    verdict = Text("Both answers are the same, word for word.", "green")
+    if answer.text != full.text:
+        verdict = Text("The answers differ.", "yellow")
+    parts: list[RenderableType] = [table, Text(), verdict]
+    if answer.text != full.text:
+        parts.append(_facts([(answer.method, _prose(answer.text)), (full.method, _prose(full.text))]))
+    return _section(f"Against {full.method}", *parts, note=_short(answer.model))
+
+
+_Row = tuple[str, Callable[[Any], str], float | None, float | None]
+
+
+def _compared(answer: Answer, full: Answer) -> list[_Row]:
+    """Label, how to write it, this method's figure, the baseline's figure.
+
+    The host's peak is left out: it only grows while the process lives, so the later run would
+    always look larger.
+    """
+    ours, theirs = answer.timings, full.timings
+    device, full_device = answer.memory.device_peak_bytes, full.memory.device_peak_bytes
+    rows: list[_Row] = [
+        ("visual tokens", text.count, answer.tokens.visual, full.tokens.visual),
+        ("prompt tokens", text.count, answer.tokens.prompt, full.tokens.prompt),
+        ("TTFT", text.milliseconds, ours.ttft_ms, theirs.ttft_ms),
+        ("per token", text.milliseconds, ours.tpot_ms, theirs.tpot_ms),
+        ("time to answer", text.seconds, ours.time_to_answer_s, theirs.time_to_answer_s),
+        ("paper FLOPs", text.flop, answer.flops.paper, full.flops.paper),
+        ("true FLOPs", text.flop, answer.flops.true, full.flops.true),
+    ]
+    if device is not None and full_device is not None:
+        rows.append(("GPU memory peak", text.size, device, full_device))
+    return rows
+
+
+def _prose(answer: str) -> Text:
+    """An answer with its own line breaks, and nothing else that acts on the terminal."""
+    return Text("\n".join(text.visible(line) for line in answer.splitlines()))
