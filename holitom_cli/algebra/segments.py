@@ -1,0 +1,73 @@
+"""Which neighbouring frames repeat each other, and where to cut a clip (HoliTom, arXiv 2505.21334)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK_FRAMES = 32  # float32 copies of this many frames are held at a time
+
+
+def neighbour_similarity(tokens: Tensor) -> Tensor:
+    """Cosine of every cell with the same cell of the next frame: tokens (F, P, D) -> (F-1, P) float32."""
+    starts = range(0, len(tokens) - 1, _CHUNK_FRAMES)
+    chunks = [tokens[start : start + _CHUNK_FRAMES + 1].float() for start in starts]
+    pairs = [torch.cosine_similarity(chunk[:-1], chunk[1:], dim=-1) for chunk in chunks]
+    return torch.cat(pairs) if pairs else tokens.new_zeros(0, tokens.shape[1], dtype=torch.float32)
+
+
+def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
+    """Cut a clip where merging unchanged cells over time saves the most tokens.
+
+    A window of w + 1 frames saves w tokens for each cell that is static throughout it. The dynamic programme over
+    frames is exact; where savings are equal, the shorter window wins.
+
+    Args:
+        static: (F-1, P) bool on the CPU, whether a cell equals the same cell of the next frame.
+        max_window: longest window in frames.
+
+    Returns:
+        The segments as ranges of frames, and the number of tokens that merging over time saves.
+    """
+    frames = len(static) + 1
+    gains = _window_gains(static) * frames
+    saved = [0] * (frames + 1)  # by the first i frames
+    start = [0, *range(frames)]  # of the last segment among the first i frames
+    key = torch.arange(frames)  # savings before a frame, then the frame: ties prefer the later start
+    for end in range(2, frames + 1):
+        first = max(0, end - max_window)
+        saved[end] = saved[end - 1]
+        if first < end - 1:
+            best = int((key[first : end - 1] + gains[end - 1, first : end - 1]).max())
+            if best // frames > saved[end]:
+                saved[end], start[end] = divmod(best, frames)
+        if end < frames:
+            key[end] += saved[end] * frames
+    return tuple(_backtrack(start)), saved[-1]
+
+
+def _window_gains(static: Tensor) -> Tensor:
+    """Tokens that each window would save: (F-1, P) bool -> (F, F) int64 by [last frame, first frame]."""
+    frames = len(static) + 1
+    lives = _lifetimes(static)
+    histogram = torch.zeros(frames, frames + 1, dtype=torch.int64)
+    histogram[:-1].scatter_add_(1, lives, torch.ones_like(lives))
+    at_least = histogram.flip(1).cumsum(1).flip(1)  # [s, w]: cells static for w steps from frame s on
+    steps = (torch.arange(frames)[:, None] - torch.arange(frames)).clamp_min(0)
+    return steps * at_least.T.gather(0, steps)
+
+
+def _lifetimes(static: Tensor) -> Tensor:
+    """For how many steps from each frame on a cell stays static: (F-1, P) bool -> (F-1, P) int64."""
+    here = torch.arange(len(static))[:, None]
+    change = torch.where(static, len(static), here)
+    return change.flip(0).cummin(0).values.flip(0) - here if len(static) else change
+
+
+def _backtrack(start: list[int]) -> list[range]:
+    segments: list[range] = []
+    end = len(start) - 1
+    while end > 0:
+        segments.append(range(start[end], end))
+        end = start[end]
+    return segments[::-1]

@@ -1,0 +1,111 @@
+"""The contract of a compression method, and the methods there are: one file each, found by its name.
+
+To add one, see docs/adding-a-method.md.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from holitom_cli.errors import MethodError
+
+if TYPE_CHECKING:
+    from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
+
+
+class Method:
+    """A way to make the visual tokens fewer. Subclasses are frozen dataclasses of their settings."""
+
+    needs_attention: ClassVar[bool] = False
+    needs_keys: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def compress(self, video: VideoFeatures) -> VisualTokens:
+        """Choose and merge tokens before the language model."""
+        raise NotImplementedError
+
+    def reductions(self, depth: int) -> Mapping[int, Reduction]:
+        """What to merge inside a language model of `depth` layers: {layer: applied just before that layer}."""
+        return {}
+
+    def most_tokens(self, frames: int, patches: int) -> int:
+        """Upper bound of the visual tokens that `compress` returns, known before a frame is decoded."""
+        return frames * patches
+
+
+def available() -> tuple[str, ...]:
+    """Names of all methods, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find(name: str) -> type[Method]:
+    """The class behind a method's name.
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    if name not in available():
+        raise MethodError(f"There is no method {name!r}.", f"Choose one of: {', '.join(available())}.")
+    module = import_module(f"{__name__}.{name}")
+    return next(
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
+    )
+
+
+def get(name: str, *, preset: str | None = None, **settings: Any) -> Method:
+    """Make a method; settings may be text, as on the command line, and override the preset.
+
+    Raises:
+        MethodError: an unknown method, preset or setting, or a value outside its range.
+    """
+    cls = find(name)
+    values = {**_preset(cls, name, preset), **settings}
+    known = {field.name: field for field in settings_of(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise MethodError(f"Method {name!r} has no setting {unknown[0]!r}.", _choices("settings", known))
+    types = get_type_hints(cls)
+    return cls(**{key: _parse(key, value, types[key]) for key, value in values.items()})
+
+
+def settings_of(cls: type[Method]) -> tuple[Field[Any], ...]:
+    """The settings of a method: the fields of its dataclass."""
+    return fields(cls)  # type: ignore[arg-type]  # every subclass is a dataclass; the base is not
+
+
+def name_of(method: Method) -> str:
+    """The name that `get` knows a method by."""
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _preset(cls: type[Method], name: str, preset: str | None) -> Mapping[str, Any]:
+    if preset is None:
+        return {}
+    if preset not in cls.presets:
+        raise MethodError(f"Method {name!r} has no preset {preset!r}.", _choices("presets", cls.presets))
+    return cls.presets[preset]
+
+
+def _choices(what: str, names: Mapping[str, Any]) -> str:
+    return f"Its {what}: {', '.join(names)}." if names else f"It has no {what}."
+
+
+def _parse(key: str, value: Any, kind: Any) -> Any:
+    """Turn command-line text into the field's type; a value that has the type already passes."""
+    if not isinstance(value, str):
+        return value
+    for convert in (int, float):
+        if convert in getattr(kind, "__args__", (kind,)):
+            try:
+                return convert(value)
+            except ValueError:
+                continue
+    if str in getattr(kind, "__args__", (kind,)):
+        return value
+    raise MethodError(f"{key} is {value!r}, which is not a number.", f"Give a number: {key}=0.5, say.")

@@ -1,0 +1,211 @@
+"""Where a checkpoint is: bundled, in a local directory, or in the hub's cache; and how to get it there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from holitom_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+LARGE = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+SMALL = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+DEMO = "demo"
+
+_LARGE_NEEDS_BYTES = 19 * 1024**3  # 15.0 GiB of bfloat16 weights, and room for the video and the cache
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+_IGNORED = ["onnx/*"]
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_ORIGINAL = re.compile(r"lmms-lab/llava-onevision-qwen2-(0\.5b|7b|72b)-(ov-chat|ov|si)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint on this machine."""
+
+    id: str
+    path: Path
+    kind: Literal["demo", "published", "local"]
+    revision: str | None = None  # commit on the hub
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What getting a checkpoint would take."""
+
+    id: str
+    revision: str  # commit
+    total_bytes: int
+    missing_bytes: int
+    place: Path
+    free_bytes: int
+
+
+class NotHereError(ModelError):
+    """A hub checkpoint that has not been downloaded, or not completely."""
+
+
+def default_model(device: torch.device) -> tuple[str, str]:
+    """The checkpoint to use when none is named, and why. Decided by total memory, so that it never changes."""
+    if device.type != "cuda":
+        return SMALL, f"the 0.5B checkpoint, because {device.type} is slow for 7B"
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    size = f"the card has {total / 1024**3:.0f} GiB"
+    if total >= _LARGE_NEEDS_BYTES:
+        return LARGE, f"the 7B checkpoint, because {size}"
+    return SMALL, f"the 0.5B checkpoint, because {size} and 7B needs {_LARGE_NEEDS_BYTES // 1024**3}"
+
+
+def locate(model: str, revision: str | None = None, reason: str = "") -> Source:
+    """Find a checkpoint on this machine.
+
+    Args:
+        model: "demo", a directory, or a hub id.
+        revision: a branch, tag or commit of a hub id.
+        reason: why this checkpoint was chosen, if the user did not name it.
+
+    Raises:
+        NotHereError: a hub id that is not in the cache.
+        ModelError: no such directory, or a name that no transformers checkpoint has.
+    """
+    if model == DEMO:
+        return Source(DEMO, Path(__file__).parent.parent / "assets" / "demo", "demo", reason=reason)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(model, path.resolve(), "local", reason=reason)
+    if path.exists():
+        raise ModelError(f"{model} is a file, not a checkpoint.", "Give the directory that config.json is in.")
+    _refuse_other_names(model)
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(f"There is no directory {model}.", f"Give a directory, a hub id such as {SMALL}, or demo.")
+    snapshot = _cached_snapshot(model, revision)
+    return Source(model, snapshot, "published", revision=snapshot.name, reason=reason)
+
+
+def plan_download(model: str, revision: str | None = None) -> Download:
+    """Ask the hub what a checkpoint weighs and what of it is missing here.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such checkpoint.
+    """
+    _refuse_other_names(model)
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(f"{model!r} is not a hub id.", f"Hub ids look like {SMALL}.")
+    from huggingface_hub import constants, snapshot_download
+
+    with _hub_errors(model):
+        files = snapshot_download(
+            model, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED, dry_run=True
+        )
+    if not files:
+        raise ModelError(f"{model} has no safetensors checkpoint.", "Only safetensors are loaded.")
+    place = Path(constants.HF_HUB_CACHE)
+    return Download(
+        id=model,
+        revision=files[0].commit_hash,
+        total_bytes=sum(file.file_size for file in files),
+        missing_bytes=sum(file.file_size for file in files if file.will_download),
+        place=place,
+        free_bytes=shutil.disk_usage(_existing_parent(place)).free,
+    )
+
+
+def download(plan: Download) -> Source:
+    """Get a checkpoint; finished files are kept if it is interrupted.
+
+    Raises:
+        ModelError: not enough disk, or the hub failed.
+    """
+    if plan.missing_bytes > plan.free_bytes:
+        need, free = plan.missing_bytes / 1024**3, plan.free_bytes / 1024**3
+        raise ModelError(
+            f"{plan.id} needs {need:.1f} GiB more, but {plan.place} has {free:.1f} GiB free.",
+            "Free some space, or set HF_HOME to a directory on another disk.",
+        )
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(plan.id):
+        path = snapshot_download(
+            plan.id, revision=plan.revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
+        )
+    return Source(plan.id, Path(path), "published", revision=plan.revision)
+
+
+def cached_models() -> dict[str, int]:
+    """LLaVA-OneVision checkpoints in the hub's cache, and their size in bytes."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {repo.repo_id: repo.size_on_disk for repo in repos if "llava-onevision" in repo.repo_id.lower()}
+
+
+def _refuse_other_names(model: str) -> None:
+    if match := _ORIGINAL.fullmatch(model):
+        size, variant = match.groups()
+        same = f"llava-hf/llava-onevision-qwen2-{size.lower()}-{variant.lower()}-hf"
+        raise ModelError(f"{model} is not in the transformers layout.", f"The same weights: --model {same}.")
+    if re.search(r"llava-onevision-(1\.5|2)(\b|-)", model, re.IGNORECASE):
+        raise ModelError(
+            f"{model} is another architecture than LLaVA-OneVision and is not supported.", f"Use {SMALL}, say."
+        )
+
+
+def _cached_snapshot(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=_PATTERNS,
+                ignore_patterns=_IGNORED,
+                local_files_only=True,
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        at = f" at {revision}" if revision else ""
+        raise NotHereError(
+            f"{model}{at} has not been downloaded.",
+            f"Run: holitom pull {model}; without a network, give a local directory or --model demo.",
+        ) from error
+
+
+@contextmanager
+def _hub_errors(model: str) -> Iterator[None]:
+    """Turn what can go wrong with the hub into sentences."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ModelError(f"{model} asks for your consent on the hub first.", "Accept it, then: hf auth login.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"The hub has no public model {model}.", "Check the name, or: hf auth login.") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{model} has no such revision.", "Leave --revision out for the newest.") from error
+    except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{model} cannot be downloaded: {reason}",
+            "Check the network and HF_HUB_OFFLINE, give a local directory, or use --model demo.",
+        ) from error
+
+
+def _existing_parent(place: Path) -> Path:
+    return next(parent for parent in (place, *place.parents) if parent.exists())

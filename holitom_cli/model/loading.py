@@ -1,0 +1,294 @@
+"""A checkpoint's files to a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from holitom_cli.errors import DeviceError, HolitomError, ModelError
+from holitom_cli.model.attention import device_of
+from holitom_cli.model.device import choose_device, choose_dtype, device_name
+from holitom_cli.model.hub import Source, locate
+from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
+from holitom_cli.model.prompt import Chat, read_chat
+from holitom_cli.types import ModelInfo, ModelShape
+
+DeviceMap = Literal["auto"] | Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the configuration says, known before a weight is read."""
+
+    source: Source
+    config: Any  # LlavaOnevisionConfig
+    shape: ModelShape
+    random: bool  # marked as having random weights
+
+    @property
+    def depth(self) -> int:
+        return self.shape.layers
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.config.text_config.max_position_embeddings)
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches along a side of a frame, before pooling."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    @property
+    def visual_grid(self) -> int:
+        """Visual tokens along a side of a frame, after pooling."""
+        return -(-self.patch_grid // 2)
+
+
+class Model:
+    """A loaded LLaVA-OneVision checkpoint. Tokenizer and preprocessor files are read when first needed."""
+
+    def __init__(self, network: Any, checkpoint: Checkpoint, info: ModelInfo) -> None:
+        self.network = network
+        self.checkpoint = checkpoint
+        self.info = info
+        self.vision_tower: Any = network.model.vision_tower
+        self.projector: Any = network.model.multi_modal_projector
+        self.language_model: Any = network.model.language_model
+        self.lm_head: Any = network.lm_head
+        self.dtype: torch.dtype = network.dtype
+        self.device = device_of(self.vision_tower.embeddings.patch_embedding)
+
+    @property
+    def newline(self) -> Tensor:
+        """The learned token (D,) that ends the video."""
+        return self.network.model.image_newline.to(self.device)  # type: ignore[no-any-return]
+
+    @property
+    def patch_grid(self) -> int:
+        return self.checkpoint.patch_grid
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """How frames become pixels."""
+        found = read_preprocessor(self.checkpoint.source.path)
+        side = self.checkpoint.config.vision_config.image_size
+        if (found.height, found.width) != (side, side):
+            raise ModelError(
+                f"{found.file} resizes frames to {found.width}x{found.height}, but the tower takes {side}x{side}.",
+                "Download the checkpoint's own files again.",
+            )
+        return found
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How questions become tokens, and tokens text."""
+        return read_chat(self.checkpoint.source.path, self.checkpoint.config)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (n,) to embeddings (n, D) on the model's device."""
+        embedding = self.language_model.embed_tokens
+        return embedding(ids.to(device_of(embedding))).to(self.device)  # type: ignore[no-any-return]
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
+) -> Model:
+    """Load a LLaVA-OneVision checkpoint in the transformers layout (safetensors only, no remote code).
+
+    Args:
+        path_or_id: a local directory, a hub id that has been downloaded, or "demo".
+        device: auto, cuda, cuda:N, mps or cpu.
+        dtype: auto, bfloat16, float16 or float32.
+        revision: branch, tag or commit of a hub id.
+        device_map: spread the checkpoint by accelerate: "auto", or {module: device}.
+
+    Raises:
+        ModelError: missing, incomplete, or not LLaVA-OneVision.
+        DeviceError: the device is absent or too small.
+    """
+    return load(read_checkpoint(locate(str(path_or_id), revision)), device, dtype, device_map)
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """Read and check the configuration and that all weight files are there; no weight is read.
+
+    Raises:
+        ModelError: not a LLaVA-OneVision checkpoint, or an incomplete one.
+    """
+    raw = _read_config(source)
+    _check_files(source)
+    from transformers import LlavaOnevisionConfig
+
+    with _readable(source):
+        config = LlavaOnevisionConfig.from_pretrained(source.path, local_files_only=True)
+        shape = _shape(config)
+    return Checkpoint(source, config, shape, random=raw.get("holitom_checkpoint") == "random")
+
+
+def load(
+    checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", device_map: DeviceMap | None = None
+) -> Model:
+    """Read the weights, straight to the device.
+
+    Raises:
+        ModelError: missing or damaged tensors.
+        DeviceError: the device is absent or too small.
+    """
+    target = choose_device(device)
+    number_format = choose_dtype(dtype, target)
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    with _quiet(), _fitting(checkpoint, target), _readable(checkpoint.source):
+        network, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            checkpoint.source.path,
+            config=checkpoint.config,
+            dtype=number_format,
+            device_map=device_map or {"": target},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{checkpoint.source.id} lacks {len(missing)} tensors, {missing[0]} among them.",
+            "Download the checkpoint again.",
+        )
+    network.eval()
+    return Model(network, checkpoint, _info(checkpoint, network, target, number_format))
+
+
+def _info(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+    source = checkpoint.source
+    return ModelInfo(
+        id=source.id,
+        kind="random" if checkpoint.random and source.kind != "demo" else source.kind,
+        revision=source.revision,
+        path=str(source.path),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        device_name=device_name(device),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        shape=checkpoint.shape,
+        reason=source.reason,
+    )
+
+
+def _read_config(source: Source) -> dict[str, Any]:
+    path = source.path / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{source.path} has no config.json, so it is not a checkpoint.",
+            "Give the directory of a LLaVA-OneVision checkpoint in the transformers layout.",
+        )
+    raw = read_json(path)
+    kind = raw.get("model_type")
+    if kind != "llava_onevision":
+        raise ModelError(
+            f"{source.id} is a {kind or 'nameless'} checkpoint, not LLaVA-OneVision.",
+            "Use a llava-hf/llava-onevision-qwen2-...-hf checkpoint.",
+        )
+    return raw
+
+
+def _check_files(source: Source) -> None:
+    """Every weight file that the index names has to be there."""
+    index = source.path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (source.path / name).is_file()]
+    if not missing:
+        return
+    remedy = f"Run: holitom pull {source.id}." if source.kind == "published" else "Copy the missing files there."
+    if any(source.path.glob("*.bin")):
+        remedy = "Only safetensors are loaded: convert the .bin files, or use a checkpoint that has them."
+    raise ModelError(
+        f"{source.id} is incomplete: {len(missing)} of {len(names)} weight files are missing ({missing[0]}).", remedy
+    )
+
+
+def _shape(config: Any) -> ModelShape:
+    text, vision = config.text_config, config.vision_config
+    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+    if text.model_type != "qwen2" or vision.model_type != "siglip_vision_model":
+        raise ValueError(f"it is made of {vision.model_type} and {text.model_type}, not SigLIP and Qwen2")
+    if not isinstance(layer, int) or strategy != "full":
+        raise ValueError(f"features of layer {layer} with strategy {strategy!r} are not supported")
+    if "sliding_attention" in (text.layer_types or ()):
+        raise ValueError("sliding-window attention is not supported")
+    vision_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+    if not 1 <= vision_layers <= vision.num_hidden_layers:
+        raise ValueError(f"vision_feature_layer {layer} is outside the tower's {vision.num_hidden_layers} layers")
+    return ModelShape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=text.vocab_size,
+        vision_layers=vision_layers,
+        vision_hidden=vision.hidden_size,
+        vision_intermediate=vision.intermediate_size,
+        vision_patches=(vision.image_size // vision.patch_size) ** 2,
+        patch_pixels=vision.num_channels * vision.patch_size**2,
+    )
+
+
+@contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Turn what a damaged or foreign checkpoint makes the library raise into a sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except HolitomError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"{source.id} cannot be loaded: {reason}", "Check that it is complete, or download it again."
+        ) from error
+
+
+@contextmanager
+def _fitting(checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
+    """Running out of GPU memory while loading gets advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{checkpoint.source.id} does not fit into the free memory of {device_name(device)}.",
+            "Close other programs on the GPU, use --device-map auto, or a smaller checkpoint.",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and warnings off the terminal while loading."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,124 @@
+"""Run a prompt through the decoder layers, merging visual tokens between them where a method asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holitom_cli.model.attention import attention_to_span, causal_mask
+from holitom_cli.model.cache import StaticCache
+from holitom_cli.types import LayerView, Reduction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefill:
+    """The state behind a prompt of L tokens, of which S are left after the last reduction."""
+
+    logits: Tensor  # (B, V) of the last prompt token
+    hidden: Tensor  # (B, S, D) states leaving the last layer, before the final norm
+    positions: Tensor  # (B, S) int64 original positions of the tokens that are left
+    next_position: Tensor  # (B,) int64, L: where generation goes on
+    cache: StaticCache
+    into: Tensor  # (n,) int64 the row of the visual span that each of its rows ended in, -1 = dropped
+    inside: tuple[tuple[int, int], ...]  # (layer, rows of the visual span from that layer on)
+
+
+@torch.inference_mode()
+def prefill(
+    language_model: Any,
+    lm_head: Any,
+    embeds: Tensor,
+    span: range,
+    reductions: Mapping[int, Reduction],
+    *,
+    room: int = 0,
+) -> Prefill:
+    """Run a prompt through the language model, with merges inside.
+
+    The decoder layers are the library's own modules. The loop over them, the positions and the cache are ours: the
+    library keeps one length and one mask for all layers, which is wrong behind a reduction. Reduced tokens keep their
+    original positions, and generation goes on at L.
+
+    Args:
+        language_model: a Qwen2 decoder (`layers`, `norm`, `rotary_emb`); no tokenizer is needed.
+        lm_head: makes logits of hidden states.
+        embeds: (L, D) or (1, L, D) prompt embeddings.
+        span: where the visual tokens and their newline token stand in the prompt.
+        reductions: {layer: what to merge just before it}.
+        room: how many tokens to leave space for in the cache.
+    """
+    layers = language_model.layers
+    cache = StaticCache(len(layers), room)
+    prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], span)
+    entering = prompt.hidden
+    for index, layer in enumerate(layers):
+        if reduction := reductions.get(index):
+            seen = _look(layers, index, reduction, prompt, entering, cache)
+            prompt.reduce(index, *reduction.apply(LayerView(prompt.visual, seen)))
+        entering = prompt.hidden
+        mask = causal_mask(language_model.config, entering)
+        prompt.hidden = layer(entering, attention_mask=mask, position_embeddings=prompt.rope, past_key_values=cache)
+    logits = lm_head(language_model.norm(prompt.hidden[:, -1])).to(embeds.device)
+    following = torch.full((len(prompt.hidden),), embeds.shape[-2], device=embeds.device)
+    return Prefill(logits, prompt.hidden, prompt.positions, following, cache, prompt.into, tuple(prompt.inside))
+
+
+def _look(
+    layers: Any, index: int, reduction: Reduction, prompt: _Prompt, entering: Tensor, cache: StaticCache
+) -> Tensor:
+    """The attention that a reduction before layer `index` asked to see."""
+    if reduction.layer == "this":
+        return attention_to_span(layers[index], prompt.hidden, prompt.rope, None, reduction, prompt.span)
+    if index == 0:
+        raise ValueError("a reduction before layer 0 cannot look at the layer before")
+    keys = cache.keys[index - 1][:, :, : entering.shape[1]]
+    seen = attention_to_span(layers[index - 1], entering, prompt.rope, keys, reduction, prompt.span)
+    return seen.to(prompt.hidden.device)
+
+
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    """The sequence on its way through the layers."""
+
+    hidden: Tensor  # (B, S, D)
+    positions: Tensor  # (B, S)
+    rope: tuple[Tensor, Tensor]  # cosines and sines (B, S, d)
+    span: range
+    rows: Tensor  # (m,) original span row of each visual row that is left
+    into: Tensor  # (n,) original span row that each original row has gone to, -1 = dropped
+    inside: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, language_model: Any, hidden: Tensor, span: range) -> _Prompt:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rows = torch.arange(len(span), device=hidden.device)
+        return cls(hidden, positions, language_model.rotary_emb(hidden, positions), span, rows, rows)
+
+    @property
+    def visual(self) -> Tensor:
+        """States of the visual span (m, D)."""
+        return self.hidden[0, self.span.start : self.span.stop]
+
+    def reduce(self, layer: int, states: Tensor, into: Tensor) -> None:
+        """Put the kept states (M, D) in the span's place; into (m,) names the kept row that each row went to."""
+        before, after = self.span.start, self.span.stop
+        # Positions and the account stay on the device of the prompt, wherever the layers are.
+        into = into.to(self.positions.device)
+        here = torch.arange(len(into), device=into.device)
+        stay = (into == here).to(torch.uint8).argsort(descending=True, stable=True)[: len(states)]
+        everything = torch.arange(self.positions.shape[1], device=into.device)
+        left = torch.cat((everything[:before], before + stay, everything[after:]))
+        self.hidden = torch.cat((self.hidden[:, :before], states[None], self.hidden[:, after:]), 1)
+        self.positions = self.positions[:, left]
+        self.rope = (self.rope[0][:, left], self.rope[1][:, left])
+        # Original row -> row entering this layer -> row leaving it, named by its original row.
+        moved = torch.where(into < 0, -1, self.rows[into.clamp_min(0)])
+        slot = torch.zeros_like(self.into).scatter_(0, self.rows, here)
+        self.into = torch.where(self.into < 0, -1, moved[slot[self.into.clamp_min(0)]])
+        self.rows = self.rows[stay]
+        self.span = range(before, before + len(states))
+        self.inside.append((layer, len(states)))

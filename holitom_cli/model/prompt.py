@@ -1,0 +1,121 @@
+"""Questions to token ids and ids to text, by the checkpoint's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holitom_cli.errors import ModelError, UsageError
+from holitom_cli.model.preprocess import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A checkpoint's tokenizer, chat template and end tokens."""
+
+    tokenizer: Any
+    template: str
+    video_token: str
+    video_token_id: int
+    end_ids: frozenset[int]
+
+    def encode(self, question: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the video of a prompt that asks `question`.
+
+        Raises:
+            UsageError: an empty question, or one that contains one of the tokenizer's special tokens.
+            ModelError: a template that has no place for a video.
+        """
+        if not question.strip():
+            raise UsageError("The question is empty.", "Ask something, as in: holitom ask clip.mp4 'What happens?'")
+        for token in self._special_tokens():
+            if token in question:
+                raise UsageError(
+                    f"The question contains {token!r}, which has a special meaning for the model.", "Leave it out."
+                )
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids.count(self.video_token_id) != 1:
+            raise ModelError(
+                f"The checkpoint's chat template puts {ids.count(self.video_token_id)} videos into a prompt, not one.",
+                "Use the chat template of the published checkpoint.",
+            )
+        at = ids.index(self.video_token_id)
+        return ids[:at], ids[at + 1 :]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Pieces of text as ids arrive; characters that span several tokens are never cut."""
+        from tokenizers.decoders import DecodeStream
+
+        pieces = DecodeStream(skip_special_tokens=True)
+        for token in ids:
+            if piece := pieces.step(self.tokenizer.backend_tokenizer, token):
+                yield piece
+
+    def _special_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def read_chat(directory: Path, config: Any) -> Chat:
+    """Read tokenizer, template and end tokens.
+
+    Raises:
+        ModelError: a file is missing or does not fit the configuration.
+    """
+    from transformers import AutoTokenizer
+
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{directory} has no tokenizer.json, so it cannot be asked in words.",
+            "Copy the tokenizer's files from the original checkpoint.",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The tokenizer in {directory} cannot be read.", "Download it again.") from error
+    video_token = tokenizer.convert_ids_to_tokens(config.video_token_id)
+    if video_token is None:
+        raise ModelError(
+            f"The tokenizer in {directory} has no token {config.video_token_id}, which config.json names for videos.",
+            "Copy the tokenizer's files from the original checkpoint.",
+        )
+    template = _template(directory, tokenizer)
+    return Chat(tokenizer, template, video_token, config.video_token_id, _end_ids(directory, config, tokenizer))
+
+
+def _template(directory: Path, tokenizer: Any) -> str:
+    """The chat template, from where transformers looks for it, the processor's own before the tokenizer's."""
+    if (plain := directory / "chat_template.jinja").is_file():
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        if (path := directory / name).is_file() and (template := read_json(path).get("chat_template")):
+            return str(template)
+    if tokenizer.chat_template:
+        return str(tokenizer.chat_template)
+    raise ModelError(f"{directory} has no chat template.", "Copy chat_template.jinja from the original checkpoint.")
+
+
+def _end_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: as generation_config.json says, else the text model's, else the tokenizer's."""
+    path = directory / "generation_config.json"
+    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    if named is None:
+        named = config.text_config.eos_token_id
+    if named is None:
+        named = tokenizer.eos_token_id
+    if named is None:
+        return frozenset()
+    return frozenset([named] if isinstance(named, int) else named)
