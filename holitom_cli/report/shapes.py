@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Segment
 
 # Upper and lower halves weigh the same, so neither kind of segment looks more important.
-_MARKS = (("▀", "cyan"), ("▄", "magenta"))
+_MARKS = (("▀", "cyan"), ("▄", "blue"))
 _STAND_INS = {"▀": "=", "▄": "-", "…": "~"} | dict.fromkeys("█▉▊▋▌▐", "#") | dict.fromkeys("▍▎▏▕", "|")
 
 

@@ -80,7 +80,7 @@ def methods_table(rows: Sequence[Mapping[str, str]]) -> RenderableType:
     """Return a table with a heading for each key of the first row; every row has the same keys."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for number, key in enumerate(rows[0] if rows else ()):
-        table.add_column(text.visible(key), style="" if number else "cyan", overflow="fold")
+        table.add_column(Text(text.visible(key)), style="" if number else "cyan", overflow="fold")
     for row in rows:
         table.add_row(*(Text(text.visible(cell)) for cell in row.values()))
     return Encodable(table)
@@ -103,9 +103,9 @@ def _section(title: str, *body: RenderableType, note: str = "") -> RenderableTyp
 
 
 def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
-    """Labels and values; a value may wrap, a label is never cut."""
+    """Labels and values; where room is short the wider of the two wraps first."""
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", overflow="fold")
     grid.add_column(overflow="fold")
     for label, value in rows:
         shown = Text(text.visible(value)) if isinstance(value, str) else value
@@ -190,7 +190,9 @@ def _funnel(answer: Answer) -> RenderableType:
     chart = _chart(figures=2)
     for label, left in _funnel_rows(tokens):
         share = left / tokens.original
-        chart.add_row(label, text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
+        chart.add_row(
+            Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan")
+        )
     newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
     return _section(
         "Visual tokens", chart, newline, note=f"{answer.method} keeps {text.percent(tokens.retained)}"
@@ -199,7 +201,7 @@ def _funnel(answer: Answer) -> RenderableType:
 
 def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
     rows = [(f"{tokens.frames} frames x {tokens.patches_per_frame} patches", tokens.original)]
-    rows += [(text.visible(stage), left) for stage, left in tokens.funnel[1:]]
+    rows += list(tokens.funnel[1:])
     rows += [(f"inside, from layer {layer}", left) for layer, left in tokens.inside]
     return rows
 
@@ -256,7 +258,7 @@ def _waterfall(stages: Mapping[str, float]) -> Table:
     for name, ms in stages.items():
         colour = "cyan" if name in _TTFT_STAGES else "blue"
         bar = Bar(total, begun, begun + ms, color=colour)
-        chart.add_row(text.visible(_STAGE_LABELS.get(name, name)), text.milliseconds(ms), bar)
+        chart.add_row(Text(text.visible(_STAGE_LABELS.get(name, name))), text.milliseconds(ms), bar)
         begun += ms
     return chart
 
@@ -294,7 +296,7 @@ def _cost(answer: Answer) -> RenderableType:
         ("true FLOPs", _saving(flops.true, flops.true_full)),
         ("peak memory", f"{gpu}{text.size(memory.host_peak_bytes)} host"),
     ]
-    return _section("Cost of the prefill", _facts(rows))
+    return _section("Cost", _facts(rows), note="FLOPs are the prefill's")
 
 
 def _saving(kept: float, full: float) -> str:
@@ -308,7 +310,7 @@ def _comparison(answer: Answer, full: Answer) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("")
     for heading in (answer.method, full.method, "ratio"):
-        table.add_column(text.visible(heading), justify="right", no_wrap=True)
+        table.add_column(Text(text.visible(heading)), justify="right", no_wrap=True)
     for label, write, ours, theirs in _compared(answer, full):
         table.add_row(Text(label, "dim"), write(ours), write(theirs), text.times(theirs, ours))
     verdict = Text("Both answers are the same, word for word.", "green")
