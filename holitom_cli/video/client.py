@@ -1,0 +1,207 @@
+"""The parent's side: from a path to `Frames`, with deadlines and a second decoder."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from holitom_cli.errors import UsageError, VideoError
+from holitom_cli.types import Frames, VideoInfo
+from holitom_cli.video.files import readable_file, shown
+from holitom_cli.video.routing import CODECS, DECORD_REASON
+from holitom_cli.video.sampling import spacing_warning, uniform_indices
+from holitom_cli.video.worker_link import (
+    Message,
+    RefusedError,
+    Worker,
+    WorkerError,
+    WorkerStoppedError,
+    WorkerTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from holitom_cli.types import IntArray
+
+Decoder = Literal["auto", "decord", "av"]
+
+PROBE_SECONDS = 30.0
+SLOWEST_DISK_BYTES_PER_SECOND = 20e6  # some containers must be read whole before their frames are known
+DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is faster than that
+MORE_TIME = "allow more time, or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
+
+
+def probe(path: str | Path, *, timeout_seconds: float = PROBE_SECONDS) -> VideoInfo:
+    """What the container says about a file's first real video stream.
+
+    Raises VideoError when there is no such stream, no frame of it can be decoded, or it takes too long.
+    """
+    file = readable_file(path)
+    with Worker() as worker:
+        return probed(worker, file, timeout_seconds)
+
+
+def read(
+    path: str | Path, num_frames: int = 32, *, timeout_seconds: float | None = None, decoder: Decoder = "auto"
+) -> Frames:
+    """Decode min(num_frames, frames in the clip) upright RGB frames, evenly spread.
+
+    `timeout_seconds` bounds each stage and each decoder; by default it grows with the clip. `decoder` names the
+    only one to use; "auto" takes decord where it is exact and av elsewhere or when decord fails. Frames that cannot
+    be read are left out, counted and warned about. Raises VideoError when none can be read, UsageError for
+    num_frames < 1.
+    """
+    if num_frames < 1:
+        raise UsageError(f"{num_frames} frames were asked for", "ask for at least 1")
+    started = time.perf_counter()
+    file = readable_file(path)
+    with Worker() as worker:
+        disk_seconds = Path(file).stat().st_size / SLOWEST_DISK_BYTES_PER_SECOND
+        info = probed(worker, file, PROBE_SECONDS + disk_seconds if timeout_seconds is None else timeout_seconds)
+        probed_at = time.perf_counter()
+        patience = DECODE_SECONDS + info.duration_seconds if timeout_seconds is None else timeout_seconds
+        task = Task(worker, info, num_frames, patience)
+        shots, used, reason = task.run(decoder)
+    decoded_at = time.perf_counter()
+    kept = shots.filled.nonzero()[0]
+    seconds = task.seconds[kept]
+    return Frames(
+        pixels=shots.pixels if len(kept) == len(shots.pixels) else shots.pixels[kept],
+        seconds=seconds,
+        indices=task.indices[kept],
+        video=info,
+        decoder=used,
+        decoder_reason=reason,
+        frames_missing=len(task.indices) - len(kept),
+        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), spacing_warning(seconds)))),
+        timings_ms={"probe": (probed_at - started) * 1000, "decode": (decoded_at - probed_at) * 1000},
+    )
+
+
+def probed(worker: Worker, file: str, timeout_seconds: float) -> VideoInfo:
+    """Ask a worker for the VideoInfo; its failures become VideoError."""
+    try:
+        answer = worker.ask({"op": "probe", "path": file}, time.monotonic() + timeout_seconds)
+    except WorkerError as error:
+        raise user_error(file, [("av", error)], timeout_seconds) from None
+    answer.pop("size")
+    return VideoInfo(**answer)
+
+
+class Shots:
+    """The frames that have arrived so far, in an array made once."""
+
+    def __init__(self, info: VideoInfo, count: int) -> None:
+        import numpy as np
+
+        self.pixels = np.empty((count, info.height, info.width, 3), dtype=np.uint8)
+        self.filled = np.zeros(count, dtype=bool)
+        self._turns = -info.rotation // 90  # numpy turns counter-clockwise
+
+    def place(self, header: Message, payload: bytearray) -> None:
+        """Copy one picture into its slot, upright."""
+        import numpy as np
+
+        height, width, stride = header["height"], header["width"], header["stride"]
+        rows = np.frombuffer(payload, np.uint8, height * stride).reshape(height, stride)
+        picture = rows[:, : width * 3].reshape(height, width, 3)
+        upright = picture if header["upright"] else np.rot90(picture, self._turns)
+        if upright.shape != self.pixels.shape[1:]:
+            raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self.pixels.shape[1:]}")
+        self.pixels[header["slot"]] = upright
+        self.filled[header["slot"]] = True
+
+    def missing_warning(self, cut_off: bool) -> str | None:
+        """A sentence about the frames that did not arrive."""
+        missing = len(self.filled) - int(self.filled.sum())
+        if not missing:
+            return None
+        state = "cut off" if cut_off else "damaged"
+        return f"{missing} of {len(self.filled)} frames could not be read; the file seems {state}"
+
+
+class Task:
+    """Reading the sampled frames of one probed clip."""
+
+    def __init__(self, worker: Worker, info: VideoInfo, num_frames: int, timeout_seconds: float) -> None:
+        import numpy as np
+
+        self.indices: IntArray = uniform_indices(info.frame_count, num_frames)
+        self._worker, self._info, self._timeout_seconds = worker, info, timeout_seconds
+        try:
+            plan = worker.ask(self._request("plan"), time.monotonic() + timeout_seconds)
+        except WorkerError as error:
+            raise user_error(info.path, [("av", error)], timeout_seconds) from None
+        self.seconds = np.array(plan["seconds"], dtype=np.float64)
+        self.cut_off: bool = plan["cut_off"]
+        self._objection: str | None = plan["objection"]
+
+    def run(self, decoder: Decoder) -> tuple[Shots, str, str]:
+        """The frames, who decoded them and why; VideoError when no decoder brought any."""
+        order, reason = self._choose(decoder)
+        failures: list[tuple[str, WorkerError]] = []
+        for name in order:
+            try:
+                shots = self._with_av() if name == "av" else self._with_decord(trusting=decoder == "decord")
+                return shots, name, "; ".join(f"{who} {error}" for who, error in failures) or reason
+            except WorkerStoppedError as error:
+                raise user_error(self._info.path, [(name, error)], self._timeout_seconds) from None
+            except WorkerError as error:
+                failures.append((name, error))
+        raise user_error(self._info.path, failures, self._timeout_seconds)
+
+    def _choose(self, decoder: Decoder) -> tuple[list[str], str]:
+        """Decoders to try in order, and why the first one."""
+        if decoder != "auto":
+            return [decoder], "asked for"
+        if self._objection:
+            return ["av"], self._objection
+        if importlib.util.find_spec("decord") is None:
+            return ["av"], "decord is not installed"
+        return ["decord", "av"], DECORD_REASON.format(codec=CODECS[self._info.codec])
+
+    def _with_av(self) -> Shots:
+        return self._collect(self._worker, "av")
+
+    def _with_decord(self, *, trusting: bool) -> Shots:
+        """Run decord in a process of its own. A complaint of its FFmpeg means that it may have lost count."""
+        with Worker() as worker:
+            shots = self._collect(worker, "decord")
+            complaints = worker.complaints()
+        if complaints and not trusting:
+            raise WorkerError(f"complained about the file ({complaints[0]})")
+        return shots
+
+    def _collect(self, worker: Worker, op: str) -> Shots:
+        deadline = time.monotonic() + self._timeout_seconds
+        shots = Shots(self._info, len(self.indices))
+        worker.send(self._request(op))
+        while "done" not in (reply := worker.receive(deadline))[0]:
+            shots.place(*reply)
+        if not shots.filled.any():
+            raise WorkerError("could read no frame")
+        return shots
+
+    def _request(self, op: str) -> Message:
+        return {
+            "op": op,
+            "path": self._info.path,
+            "indices": self.indices.tolist(),
+            "total": self._info.frame_count,
+        }
+
+
+def user_error(file: str, failures: list[tuple[str, WorkerError]], timeout_seconds: float) -> VideoError:
+    """One sentence for what the workers that were tried ran into."""
+    last = failures[-1][1]
+    if isinstance(last, RefusedError):
+        return VideoError(str(last), last.hint)
+    who = " and ".join(name for name, _ in failures)
+    if all(isinstance(error, WorkerTimeoutError) for _, error in failures):
+        return VideoError(f"{shown(file)} could not be read within {timeout_seconds:g} s ({who})", MORE_TIME)
+    story = "; ".join(f"{name} {error}" for name, error in failures)
+    return VideoError(
+        f"{shown(file)} could not be read: {story}",
+        "the file may be damaged; try to play it, or copy it again",
+    )

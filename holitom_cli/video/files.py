@@ -1,0 +1,39 @@
+"""What can be said about a path before any decoder sees it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from holitom_cli.errors import VideoError
+
+
+def shown(path: str | Path) -> str:
+    """The file's name as one printable line, whatever bytes it holds."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in Path(path).name)
+
+
+def readable_file(path: str | Path) -> str:
+    """The absolute path of a regular, readable, non-empty file; raises VideoError otherwise.
+
+    An absolute path can never be taken for an option, a URL or a "concat:" list by a decoder. A FIFO or device
+    is refused unopened, for opening one may wait for ever.
+    """
+    file = Path(path).absolute()
+    name = shown(file) or str(file)
+    try:
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise VideoError(f"{name} is a directory, not a video", "name one file in it, or use holitom batch")
+        if not stat.S_ISREG(status.st_mode):
+            raise VideoError(f"{name} is not a regular file", "save the stream to a file first")
+        with file.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise VideoError(f"there is no file {name}", f"looked in {file.parent}") from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise VideoError(f"{name} cannot be opened: {reason}", "check the path and its permissions") from None
+    if status.st_size == 0:
+        raise VideoError(f"{name} is empty (0 bytes)", "the download or copy may not have finished")
+    return str(file)
