@@ -27,7 +27,7 @@ lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-clean: ## remove caches and build results; $(VENV) stays
+clean: ## remove caches and build results; the virtual environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find holitom_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
