@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from holitom_cli.clock import Clock
+    from holitom_cli.methods import Method
+
     IntArray = np.ndarray[Any, np.dtype[np.int64]]
     FloatArray = np.ndarray[Any, np.dtype[np.float64]]
     ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def _expect(name: str, array: Tensor | ByteArray, *shape: int | None) -> None:
+def _expect(name: str, array: Tensor | np.ndarray[Any, Any], *shape: int | None) -> None:
     """Raise ValueError unless `array` has this shape; None admits any length."""
     actual = tuple(array.shape)
     fits = len(actual) == len(shape) and all(
@@ -114,6 +117,16 @@ class VisualTokens:
 
     def __len__(self) -> int:
         return len(self.embeds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watched:
+    """A video as the language model will see it: encoded once, for any number of questions."""
+
+    frames: Frames
+    visual: VisualTokens
+    method: Method
+    clock: Clock  # stages preprocess, vision, compress
 
 
 class LayerView(NamedTuple):

@@ -35,9 +35,9 @@ def top_mask(scores: Tensor, count: Tensor) -> Tensor:
 def density_peaks(tokens: Tensor, valid: Tensor, centres: Tensor, neighbours: int) -> Clusters:
     """Choose centres that are dense and far from anything denser (DPC-KNN; HoliTom, section 3.3).
 
-    Distances are Euclidean / sqrt(D). The density of a token is exp(-m), m its mean squared distance to the k nearest
-    tokens, itself included, k = min(neighbours, centres); a centre scores density * distance to the nearest denser
-    token. Scores are compared as logarithms, which orders them alike and cannot underflow.
+    Distances are Euclidean / sqrt(D). The density of a token is exp(-m), m its mean squared distance to
+    the k nearest tokens, itself included, k = min(neighbours, centres); a centre scores density * distance
+    to the nearest denser token. Scores are compared as logarithms: the order is the same, without underflow.
 
     Args:
         tokens: (G, P, D) float32.
@@ -64,7 +64,9 @@ def merge_into_centres(tokens: Tensor, valid: Tensor, clusters: Clusters, own_we
 
     Args:
         tokens: (G, P, D) float32.
-        valid: (G, P) bool.
+        valid: (G, P) bool, the tokens that take part.
+        clusters: from `density_peaks`.
+        own_weight: of the centre itself.
 
     Returns:
         (G, P, D) float32, meaningful at the columns of centres; a centre without members is unchanged.
@@ -79,15 +81,17 @@ def merge_into_centres(tokens: Tensor, valid: Tensor, clusters: Clusters, own_we
 def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Fold every dropped row into the most cosine-similar kept row, one after another, each time by halves.
 
-    kept = (kept + dropped) / 2, repeated for m rows in position order, is a weighted sum: 2**-m for the kept row,
-    2**-(m - j + 1) for the j-th dropped one. All similarities are taken before any fold (HoliTom, section 3.4).
+    kept = (kept + dropped) / 2, repeated for m rows in position order, is a weighted sum: 2**-m for the
+    kept row, 2**-(m - j + 1) for the j-th dropped one. All similarities are taken before any fold
+    (HoliTom, section 3.4).
 
     Args:
         states: (n, D).
         kept: (m,) int64, ascending.
 
     Returns:
-        The kept states (m, D) in the dtype of `states`, and into (n,) int64, the kept row that each row went to.
+        The kept states (m, D) in the dtype of `states`, and into (n,) int64, the kept row that each row
+        went to.
     """
     count = len(states)
     exact = states.float()

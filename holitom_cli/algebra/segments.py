@@ -19,8 +19,8 @@ def neighbour_similarity(tokens: Tensor) -> Tensor:
 def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
     """Cut a clip where merging unchanged cells over time saves the most tokens.
 
-    A window of w + 1 frames saves w tokens for each cell that is static throughout it. The dynamic programme over
-    frames is exact; where savings are equal, the shorter window wins.
+    A window of w + 1 frames saves w tokens for each cell that is static throughout it. The dynamic
+    programme over frames is exact; where savings are equal, the shorter window wins.
 
     Args:
         static: (F-1, P) bool on the CPU, whether a cell equals the same cell of the next frame.

@@ -28,8 +28,8 @@ class Method:
         """Choose and merge tokens before the language model."""
         raise NotImplementedError
 
-    def reductions(self, depth: int) -> Mapping[int, Reduction]:
-        """What to merge inside a language model of `depth` layers: {layer: applied just before that layer}."""
+    def reductions(self, depth: int) -> Mapping[int, Reduction]:  # noqa: ARG002  # the default merges nothing
+        """What to merge inside a language model of `depth` layers: {layer: applied just before it}."""
         return {}
 
     def most_tokens(self, frames: int, patches: int) -> int:

@@ -21,13 +21,14 @@ from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 class HoliTom(Method):
     """Holistic token merging, training-free (arXiv 2505.21334; code: cokeshao/HoliTom).
 
-    Before the language model the clip is cut into segments where merging unchanged cells over time saves the most
-    tokens. Cells that are static over a segment are averaged over time and clustered in space; of the others, those
-    that receive the most attention in the tower are kept. Inside, before layer `inner_layer`, the visual tokens that
-    the last prompt token attends to least are folded into the kept ones that they resemble most.
+    Before the language model the clip is cut into segments where merging unchanged cells over time saves
+    the most tokens. Cells that are static over a segment are averaged over time and clustered in space; of
+    the others, those that receive the most attention in the tower are kept. Inside, before layer
+    `inner_layer`, the visual tokens that the last prompt token attends to least are folded into the kept
+    ones that they resemble most.
 
-    Differs from the published code on purpose: the layer before the inner merge keeps its causal mask (there it is
-    lost as a side effect of asking for attention weights), and nothing random breaks ties.
+    Differs from the published code on purpose: the layer before the inner merge keeps its causal mask (there
+    it is lost as a side effect of asking for attention weights), and nothing random breaks ties.
     """
 
     retain_ratio: float = 0.15  # share of the visual tokens to keep before the language model
@@ -58,7 +59,7 @@ class HoliTom(Method):
         _require(named or literal, "inner_layer", self.inner_layer, "auto, off or a layer from 1 on")
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
-        """Merge over time and space (sections 3.2 and 3.3). One small transfer from the device decides all shapes."""
+        """Merge over time and space (sections 3.2 and 3.3); one small transfer decides all shapes."""
         if video.attention is None:
             raise ValueError("HoliTom needs the attention that each patch receives in the tower")
         tokens, (frames, patches, _) = video.tokens, video.tokens.shape
@@ -86,7 +87,7 @@ class HoliTom(Method):
         return VisualTokens(embeds, anchor // patches, anchor % patches, size[:-1], source, segments, stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
-        """Merge once inside (section 3.4), scored by the last prompt token's attention in the layer before."""
+        """Merge once inside (section 3.4), by the last prompt token's attention in the layer before."""
         if self.inner_layer == "off":
             return {}
         layer = round(depth * 18 / 28) if self.inner_layer == "auto" else int(self.inner_layer)
@@ -105,12 +106,16 @@ class HoliTom(Method):
         """Cluster the static cells of the G segments.
 
         Returns:
-            The merged rows (R, D) float32, the row that each cell goes to (G, P), and the (segment, cell) of each row
-            as one index (R,).
+            The merged rows (R, D) float32, the row that each cell goes to (G, P), and the (segment, cell) of
+            each row as one index (R,).
         """
         if not plan.merged:
             nothing = plan.static_row
-            return tokens.new_empty(0, tokens.shape[-1]), plan.dynamic.new_full((1, 1), -1, dtype=torch.int64), nothing
+            return (
+                tokens.new_empty(0, tokens.shape[-1]),
+                plan.dynamic.new_full((1, 1), -1, dtype=torch.int64),
+                nothing,
+            )
         means = torch.stack([tokens[s.start : s.stop].mean(0, dtype=torch.float32) for s in plan.merged])
         clusters = density_peaks(means, plan.static, plan.static_count, self.neighbours)
         centre = _marked(clusters.centre, len(plan.static_row))
@@ -143,7 +148,10 @@ class _Plan(NamedTuple):
 
     def to(self, device: torch.device) -> _Plan:
         """The same plan with its tensors on `device`."""
-        return _Plan(*(item.to(device) if isinstance(item, Tensor) else item for item in self))
+        moved: dict[str, Any] = {
+            name: item.to(device) for name, item in self._asdict().items() if isinstance(item, Tensor)
+        }
+        return self._replace(**moved)
 
 
 def _plan(unchanged: Tensor, segments: tuple[range, ...], saved: int, retain_ratio: float) -> _Plan:

@@ -1,4 +1,4 @@
-"""Attention probabilities for a few query rows, from projections and cached keys: no attention matrix, no eager path."""
+"""Attention probabilities of a few query rows, from projections and cached keys: no attention matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def causal_mask(config: Any, hidden: Tensor) -> Tensor | None:
 
 
 def attention_to_span(
-    layer: Any, entering: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, reduction: Reduction, span: range
+    layer: Any,
+    entering: Tensor,
+    rope: tuple[Tensor, Tensor],
+    keys: Tensor | None,
+    reduction: Reduction,
+    span: range,
 ) -> Tensor:
     """Softmax attention that prompt tokens pay to the visual span in one decoder layer.
 
@@ -45,7 +50,7 @@ def attention_to_span(
     columns = torch.arange(scores.shape[-1], device=scores.device)
     future = columns > torch.arange(first, entering.shape[1], device=scores.device)[:, None]
     weights = scores.masked_fill_(future, -torch.inf).softmax(-1)[..., span.start : span.stop].flatten(0, 1)
-    joined = weights.mean(0) if reduction.heads == "mean" else weights.amax(0)
+    joined: Tensor = weights.mean(0) if reduction.heads == "mean" else weights.amax(0)
     return joined.to(entering.device)
 
 
@@ -58,7 +63,7 @@ def device_of(module: Any) -> torch.device:
 
 def _heads(projection: Any, normed: Tensor, rope: tuple[Tensor, ...], head_dim: int) -> Tensor:
     """Project and rotate: (1, S, D) -> (1, heads, S, d)."""
-    states = projection(normed.to(device_of(projection))).unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    states: Tensor = projection(normed.to(device_of(projection))).unflatten(-1, (-1, head_dim)).transpose(1, 2)
     cos, sin = (part[:, None].to(states.device) for part in rope)
     first, second = states.chunk(2, -1)
     return states * cos + torch.cat((-second, first), -1) * sin

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class StaticCache:
-    """Static key and value buffers; each layer has its own lengths, since a reduction shortens the later layers.
+    """Static key and value buffers; each layer has its own lengths, since a reduction shortens later layers.
 
-    Decoder layers call `update` as they call a transformers cache. The prompt's keys are stored as a block; after
-    that each call appends one token to every row, and attention sees the whole buffer behind `mask`.
+    Decoder layers call `update` as they call a transformers cache. The prompt's keys are stored as a block;
+    after that each call appends one token to every row, and attention sees the whole buffer behind `mask`.
     """
 
     def __init__(self, depth: int, room: int) -> None:
@@ -43,7 +43,7 @@ class StaticCache:
     def advance(self) -> None:
         """Count the token that every layer has just stored."""
         for length in self.lengths:
-            length += 1
+            length.add_(1)
 
     def _fill(self, key: Tensor, value: Tensor, layer: int) -> None:
         batch, heads, length, width = key.shape

@@ -82,9 +82,9 @@ def _best_device() -> str:
 
 
 def _mend() -> str:
-    if torch.version.cuda is None:
-        return "Install a CUDA build: pip install --force-reinstall torch (on Windows from PyTorch's CUDA index)."
-    return f"Update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a torch built for an older CUDA."
+    if torch.version.cuda is None:  # type: ignore[redundant-expr,unused-ignore]
+        return "Install a CUDA build: pip install --force-reinstall torch (Windows: from PyTorch's CUDA index)."
+    return f"Update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install torch for an older CUDA."
 
 
 def _usable_cuda(device: torch.device) -> torch.device:
@@ -93,14 +93,15 @@ def _usable_cuda(device: torch.device) -> torch.device:
         card = nvidia_card()
         found = f"an {card}, but torch {torch.__version__} cannot use it" if card else "no NVIDIA card"
         raise DeviceError(f"This machine has {found}.", _mend() if card else "Use --device cpu.")
-    index = torch.cuda.current_device() if device.index is None else device.index
+    named: int | None = device.index
+    index = torch.cuda.current_device() if named is None else named
     if index >= count:
         raise DeviceError(f"There is no cuda:{index}; this machine has {count} GPU(s).", "Use cuda:0, say.")
     major, minor = torch.cuda.get_device_capability(index)
     if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
         raise DeviceError(
-            f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor}) is not among the cards that "
-            f"torch {torch.__version__} was built for.",
+            f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor}) is not among the cards "
+            f"that torch {torch.__version__} was built for.",
             "Install a torch build for this card, or use --device cpu.",
         )
     return torch.device("cuda", index)

@@ -113,8 +113,8 @@ def plan_download(model: str, revision: str | None = None) -> Download:
     return Download(
         id=model,
         revision=files[0].commit_hash,
-        total_bytes=sum(file.file_size for file in files),
-        missing_bytes=sum(file.file_size for file in files if file.will_download),
+        total_bytes=sum(file.file_size or 0 for file in files),
+        missing_bytes=sum(file.file_size or 0 for file in files if file.will_download),
         place=place,
         free_bytes=shutil.disk_usage(_existing_parent(place)).free,
     )
@@ -135,9 +135,7 @@ def download(plan: Download) -> Source:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(plan.id):
-        path = snapshot_download(
-            plan.id, revision=plan.revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
-        )
+        path = snapshot_download(plan.id, revision=plan.revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED)
     return Source(plan.id, Path(path), "published", revision=plan.revision)
 
 
@@ -160,7 +158,8 @@ def _refuse_other_names(model: str) -> None:
         raise ModelError(f"{model} is not in the transformers layout.", f"The same weights: --model {same}.")
     if re.search(r"llava-onevision-(1\.5|2)(\b|-)", model, re.IGNORECASE):
         raise ModelError(
-            f"{model} is another architecture than LLaVA-OneVision and is not supported.", f"Use {SMALL}, say."
+            f"{model} is another architecture than LLaVA-OneVision and is not supported.",
+            f"Use {SMALL}, say.",
         )
 
 
@@ -194,7 +193,9 @@ def _hub_errors(model: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise ModelError(f"{model} asks for your consent on the hub first.", "Accept it, then: hf auth login.") from error
+        raise ModelError(
+            f"{model} asks for your consent on the hub first.", "Accept it, then: hf auth login."
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(f"The hub has no public model {model}.", "Check the name, or: hf auth login.") from error
     except errors.RevisionNotFoundError as error:

@@ -152,7 +152,7 @@ def load(
     from transformers import LlavaOnevisionForConditionalGeneration
 
     with _quiet(), _fitting(checkpoint, target), _readable(checkpoint.source):
-        network, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
             checkpoint.source.path,
             config=checkpoint.config,
             dtype=number_format,
@@ -162,6 +162,7 @@ def load(
             local_files_only=True,
             output_loading_info=True,
         )
+    network, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{checkpoint.source.id} lacks {len(missing)} tensors, {missing[0]} among them.",
@@ -207,10 +208,8 @@ def _read_config(source: Source) -> dict[str, Any]:
 def _check_files(source: Source) -> None:
     """Every weight file that the index names has to be there."""
     index = source.path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    else:
-        names = ["model.safetensors"]
+    listed = read_json(index).get("weight_map", {}) if index.is_file() else {"": "model.safetensors"}
+    names = sorted(set(listed.values()))
     missing = [name for name in names if not (source.path / name).is_file()]
     if not missing:
         return
@@ -218,7 +217,8 @@ def _check_files(source: Source) -> None:
     if any(source.path.glob("*.bin")):
         remedy = "Only safetensors are loaded: convert the .bin files, or use a checkpoint that has them."
     raise ModelError(
-        f"{source.id} is incomplete: {len(missing)} of {len(names)} weight files are missing ({missing[0]}).", remedy
+        f"{source.id} is incomplete: {len(missing)} of {len(names)} weight files are missing ({missing[0]}).",
+        remedy,
     )
 
 

@@ -50,8 +50,8 @@ def read_preprocessor(directory: Path) -> Preprocessor:
         if not path.is_file():
             continue
         content = read_json(path)
-        if name == "processor_config.json":
-            content = content.get("video_processor")
+        if name == "processor_config.json":  # only newer ones hold the video processor's settings
+            content = content.get("video_processor") or {}
         if content:
             return _parse(name, content)
     raise ModelError(

@@ -17,7 +17,6 @@ class Chat:
 
     tokenizer: Any
     template: str
-    video_token: str
     video_token_id: int
     end_ids: frozenset[int]
 
@@ -33,10 +32,11 @@ class Chat:
         for token in self._special_tokens():
             if token in question:
                 raise UsageError(
-                    f"The question contains {token!r}, which has a special meaning for the model.", "Leave it out."
+                    f"The question contains {token!r}, which has a special meaning for the model.",
+                    "Leave it out.",
                 )
         content = [{"type": "video"}, {"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
+        text: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
             chat_template=self.template,
             add_generation_prompt=True,
@@ -86,14 +86,13 @@ def read_chat(directory: Path, config: Any) -> Chat:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The tokenizer in {directory} cannot be read.", "Download it again.") from error
-    video_token = tokenizer.convert_ids_to_tokens(config.video_token_id)
-    if video_token is None:
+    if config.video_token_id not in tokenizer.added_tokens_decoder:
         raise ModelError(
             f"The tokenizer in {directory} has no token {config.video_token_id}, which config.json names for videos.",
             "Copy the tokenizer's files from the original checkpoint.",
         )
     template = _template(directory, tokenizer)
-    return Chat(tokenizer, template, video_token, config.video_token_id, _end_ids(directory, config, tokenizer))
+    return Chat(tokenizer, template, config.video_token_id, _end_ids(directory, config, tokenizer))
 
 
 def _template(directory: Path, tokenizer: Any) -> str:

@@ -1,0 +1,172 @@
+"""Where the tokens, the time, the memory and the arithmetic of an answer went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+
+from holitom_cli import flops, methods
+from holitom_cli.types import (
+    Answer,
+    Flops,
+    Frames,
+    Generation,
+    Memory,
+    ModelShape,
+    Segment,
+    Timings,
+    TokenCounts,
+    VisualTokens,
+    Watched,
+)
+
+if TYPE_CHECKING:
+    from holitom_cli.clock import Clock
+    from holitom_cli.model.loading import Model
+    from holitom_cli.model.prefill import Prefill
+
+_PACKAGES = ("holitom_cli", "torch", "transformers", "accelerate", "av", "decord")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What the language model said."""
+
+    ids: tuple[int, ...]  # the end token included, if one came
+    seconds: float  # from the first token to the last
+
+
+def answer(
+    model: Model,
+    watched: Watched,
+    question: str,
+    generation: Generation,
+    state: Prefill,
+    spoken: Spoken,
+    clock: Clock,
+) -> Answer:
+    """Put together an answer and everything that made it. Waits for the device."""
+    frames, visual, ids = watched.frames, watched.visual, spoken.ids
+    tokens = _token_counts(visual, state, len(ids))
+    source, into = visual.source, state.into.to(visual.source.device)
+    inner = torch.where(source < 0, -1, into[source.clamp_min(0)])
+    return Answer(
+        question=question,
+        text=model.chat.decode(ids),
+        finish_reason="stop" if ids[-1] in model.chat.end_ids else "length",
+        method=methods.name_of(watched.method),
+        method_settings=asdict(watched.method),  # type: ignore[call-overload]
+        generation=generation,
+        tokens=tokens,
+        segments=_segments(frames, visual),
+        timings=_timings(watched, clock, spoken),
+        memory=_memory(model),
+        flops=_flops(model.info.shape, tokens, watched.method.needs_attention),
+        model=replace(model.info, preprocessor_file=model.preprocessor.file),
+        frames=frames,
+        visual=visual,
+        inner_source=inner,
+        inner_size=torch.bincount(inner[inner >= 0], minlength=len(visual) + 1),
+        token_ids=ids,
+        versions=versions(),
+        warnings=(*frames.warnings, *_model_warnings(model)),
+    )
+
+
+def _token_counts(visual: VisualTokens, state: Prefill, generated: int) -> TokenCounts:
+    prompt = int(state.next_position[0])
+    return TokenCounts(
+        frames=visual.source.shape[0],
+        patches_per_frame=visual.source.shape[1],
+        funnel=(("sampled", visual.source.numel()), *visual.stages),
+        inside=state.inside,
+        text=prompt - len(visual) - 1,
+        prompt=prompt,
+        generated=generated,
+    )
+
+
+def _timings(watched: Watched, clock: Clock, spoken: Spoken) -> Timings:
+    later = len(spoken.ids) - 1
+    stages = {**watched.frames.timings_ms, **watched.clock.milliseconds(), **clock.milliseconds()}
+    return Timings(
+        stages_ms=stages,
+        ttft_ms=sum(stages[name] for name in ("vision", "compress", "prefill", "sample")),
+        tpot_ms=spoken.seconds * 1000 / later if later else None,
+        time_to_answer_s=sum(stages.values()) / 1000 + spoken.seconds,
+    )
+
+
+def _segments(frames: Frames, visual: VisualTokens) -> tuple[Segment, ...]:
+    by_frame = torch.bincount(visual.frame, minlength=len(frames)).tolist()
+    return tuple(
+        Segment(
+            start_frame=part.start,
+            stop_frame=part.stop,
+            start_seconds=float(frames.seconds[part.start]),
+            end_seconds=float(frames.seconds[part.stop - 1]),
+            tokens=sum(by_frame[part.start : part.stop]),
+        )
+        for part in visual.segments
+    )
+
+
+def _flops(shape: ModelShape, tokens: TokenCounts, attention: bool) -> Flops:
+    visual = _by_layer(shape.layers, tokens.visual, tokens.inside)
+    everything = _by_layer(shape.layers, tokens.visual + 1, tokens.inside)
+    original = tokens.original
+    seen = tokens.frames, tokens.patches_per_frame
+    return Flops(
+        paper=flops.paper_prefill(shape, visual),
+        paper_full=flops.paper_prefill(shape, [original] * shape.layers),
+        true=flops.true_prefill(shape, [count + tokens.text for count in everything])
+        + flops.true_vision(shape, *seen, attention),
+        true_full=flops.true_prefill(shape, [original + 1 + tokens.text] * shape.layers)
+        + flops.true_vision(shape, *seen, attention=False),
+    )
+
+
+def _by_layer(depth: int, entering: int, inside: tuple[tuple[int, int], ...]) -> list[int]:
+    """How many visual tokens each layer works on."""
+    counts = [entering] * depth
+    for layer, rows in inside:
+        counts[layer:] = [rows] * (depth - layer)
+    return counts
+
+
+def _memory(model: Model) -> Memory:
+    device = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else None
+    return Memory(device_peak_bytes=device, host_peak_bytes=_host_peak_bytes())
+
+
+def _host_peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil  # type: ignore[import-untyped,unused-ignore]
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _model_warnings(model: Model) -> Iterator[str]:
+    if model.checkpoint.random:
+        yield f"The checkpoint {model.info.id} has random weights: its answers are noise."
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in an answer."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

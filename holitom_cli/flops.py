@@ -1,0 +1,50 @@
+"""What a prefill costs, by the paper's formula and counted truly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holitom_cli.types import ModelShape
+
+
+def paper_prefill(shape: ModelShape, visual: Sequence[int]) -> float:
+    """The paper's figure (arXiv 2505.21334, section 4.1): multiply-adds of the visual tokens alone.
+
+    It takes keys and values as wide as the model and an MLP of two matrices, and counts no text.
+
+    Args:
+        shape: of the checkpoint.
+        visual: visual tokens in each decoder layer.
+    """
+    d, m = shape.hidden, shape.intermediate
+    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in visual))
+
+
+def paper_decode(shape: ModelShape, visual: Sequence[int], generated: int = 100) -> float:
+    """The paper's figure for generating tokens, 100 by default, after `visual` tokens in each layer."""
+    d, m, r = shape.hidden, shape.intermediate, generated
+    return float(sum(r * ((4 * d**2 + 2 * d * m) + 2 * (d * n + d * (r + 1) / 2)) for n in visual))
+
+
+def true_prefill(shape: ModelShape, tokens: Sequence[int]) -> float:
+    """FLOPs of the language model's prefill, the logits of the last token included.
+
+    2 a multiply-add, grouped keys and values, causal attention, an MLP of three matrices.
+
+    Args:
+        shape: of the checkpoint.
+        tokens: all tokens, visual and text, in each decoder layer.
+    """
+    d, query, key = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    per_token = 2 * (2 * d * query + 2 * d * key + 3 * d * shape.intermediate)
+    layers = sum(n * per_token + 4 * query * n * (n + 1) / 2 for n in tokens)
+    return float(layers + 2 * d * shape.vocab)
+
+
+def true_vision(shape: ModelShape, frames: int, visual_per_frame: int, attention: bool) -> float:
+    """Tower, projector and pool FLOPs; `attention` adds what attention received costs in the last layer."""
+    t, c, d, p = shape.vision_patches, shape.vision_hidden, shape.hidden, visual_per_frame
+    layer = 2 * t * (4 * c**2 + 2 * c * shape.vision_intermediate) + 4 * t**2 * c
+    projector = 2 * t * c * d + 2 * p * t * d + 2 * p * d**2
+    received = 4 * t * c**2 + 2 * t**2 * c if attention else 0
+    return float(frames * (2 * t * shape.patch_pixels * c + shape.vision_layers * layer + projector + received))

@@ -1,0 +1,224 @@
+"""The order of the stages: a video is watched once, then asked any number of questions."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from holitom_cli import account, methods, video
+from holitom_cli.account import Spoken
+from holitom_cli.clock import Clock
+from holitom_cli.errors import DeviceError, UsageError
+from holitom_cli.methods import Method
+from holitom_cli.model import preprocess, vision
+from holitom_cli.model.decode import generate
+from holitom_cli.model.prefill import Prefill, prefill
+from holitom_cli.types import Answer, Frames, Generation, VideoInfo, VisualTokens, Watched
+
+if TYPE_CHECKING:
+    from holitom_cli.model.loading import Checkpoint, Model
+
+ANSWER_ROOM = 64  # positions that a prompt has to leave for its answer
+
+
+def watch(
+    model: Model,
+    path_or_frames: str | Path | Frames,
+    *,
+    method: str | Method = "holitom",
+    num_frames: int = 32,
+    **settings: Any,
+) -> Watched:
+    """Decode a video, encode its frames and compress their tokens.
+
+    Args:
+        model: from `load_model`.
+        path_or_frames: a video file, or frames that are decoded already.
+        method: a method's name, or a method.
+        num_frames: how many frames to sample, uniformly (fewer if the clip is shorter).
+        settings: of the method.
+
+    Raises:
+        HolitomError: the file, the settings, the model's positions or the GPU's memory do not allow it.
+    """
+    chosen = methods.get(method, **settings) if isinstance(method, str) else replace_settings(method, settings)
+    chosen.reductions(model.checkpoint.depth)
+    # 1. Frames, once it is sure that their tokens will fit.
+    frames = path_or_frames if isinstance(path_or_frames, Frames) else _read(model, path_or_frames, chosen, num_frames)
+    check_room(model.checkpoint, chosen, len(frames))
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    clock = Clock(model.device)
+    with torch.inference_mode(), _memory_advice(model):
+        # 2. Pixels.
+        with clock.stage("preprocess"):
+            pixels = preprocess.prepare(model.preprocessor, frames, model.device)
+        # 3. Tower, projector, pool.
+        with clock.stage("vision"):
+            features = vision.encode(model, pixels, attention=chosen.needs_attention)
+        # 4. Compression.
+        with clock.stage("compress"):
+            visual = chosen.compress(features)
+    return Watched(frames, visual, chosen, clock)
+
+
+def ask(
+    model: Model,
+    watched: Watched,
+    question: str,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Ask one question about a watched video.
+
+    Args:
+        model: the model that watched it.
+        watched: from `watch`.
+        question: in words.
+        max_new_tokens: the longest answer.
+        temperature: 0 is greedy.
+        top_p: sample from the likeliest tokens that together have this probability.
+        seed: of the sampling.
+        on_text: called with each piece of the answer as it is made.
+
+    Raises:
+        HolitomError: the question, the settings, the model's positions or the GPU's memory do not allow it.
+    """
+    generation = check_generation(Generation(max_new_tokens, temperature, top_p, seed))
+    clock = Clock(model.device)
+    with torch.inference_mode(), _memory_advice(model):
+        # 5. The prompt.
+        before, after = model.chat.encode(question)
+        check_room(model.checkpoint, watched.method, len(watched.frames), len(before) + len(after))
+        embeds, span = _prompt(model, before, watched.visual, after)
+        left = model.checkpoint.max_positions - len(embeds)
+        generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
+        # 6. The language model, with merges inside.
+        reductions = watched.method.reductions(model.checkpoint.depth)
+        with clock.stage("prefill"):
+            state = prefill(
+                model.language_model, model.lm_head, embeds, span, reductions, room=generation.max_new_tokens
+            )
+        # 7. The answer, token by token.
+        spoken = _speak(model, state, generation, clock, on_text)
+    # 8. The account.
+    return account.answer(model, watched, question, generation, state, spoken, clock)
+
+
+def sampled(info: VideoInfo, num_frames: int) -> int:
+    """How many frames a clip will give when `num_frames` are asked for."""
+    return min(num_frames, info.frame_count) if info.frame_count > 0 else num_frames
+
+
+def check_room(checkpoint: Checkpoint, method: Method, frames: int, text_tokens: int = 0) -> None:
+    """Refuse a prompt that would go beyond the positions that the model was trained for.
+
+    Raises:
+        UsageError: it would; names the largest number of frames that fits.
+    """
+    patches = checkpoint.visual_grid**2
+
+    def needed(count: int) -> int:
+        return method.most_tokens(count, patches) + 1 + text_tokens + ANSWER_ROOM
+
+    if needed(frames) <= checkpoint.max_positions:
+        return
+    largest = bisect_right(range(frames), checkpoint.max_positions, key=needed) - 1
+    name = methods.name_of(method)
+    raise UsageError(
+        f"{frames} frames need up to {needed(frames):,} positions with method {name}, but the model has "
+        f"{checkpoint.max_positions:,}.",
+        f"Use --num-frames {largest} or fewer, or keep fewer tokens." if largest > 0 else "Shorten the question.",
+    )
+
+
+def check_generation(generation: Generation) -> Generation:
+    """Refuse settings that no token can be chosen with.
+
+    Raises:
+        UsageError: a setting outside its range.
+    """
+    if generation.max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {generation.max_new_tokens}, but has to be at least 1.")
+    if not (generation.temperature >= 0 and math.isfinite(generation.temperature)):
+        raise UsageError(f"temperature is {generation.temperature}, but has to be 0 (greedy) or more.")
+    if not 0 < generation.top_p <= 1:
+        raise UsageError(f"top_p is {generation.top_p}, but has to be above 0 and at most 1.")
+    return generation
+
+
+def replace_settings(method: Method, settings: Mapping[str, Any]) -> Method:
+    """The method with some settings changed."""
+    return methods.get(methods.name_of(method), **{**asdict(method), **settings})  # type: ignore[call-overload]
+
+
+def _read(model: Model, path: str | Path, method: Method, num_frames: int) -> Frames:
+    def accept(info: VideoInfo) -> None:
+        check_room(model.checkpoint, method, sampled(info, num_frames))
+
+    return video.read(path, num_frames, accept=accept)
+
+
+def _prompt(model: Model, before: list[int], visual: VisualTokens, after: list[int]) -> tuple[Tensor, range]:
+    """Embeddings (L, D): text, visual tokens, one newline token, text; and the span of the visual part."""
+    parts = (
+        model.embed(torch.tensor(before)),
+        visual.embeds,
+        model.newline[None],
+        model.embed(torch.tensor(after)),
+    )
+    return torch.cat(parts), range(len(before), len(before) + len(visual) + 1)
+
+
+def _speak(
+    model: Model, state: Prefill, generation: Generation, clock: Clock, on_text: Callable[[str], None] | None
+) -> Spoken:
+    """Generate the answer and hand out its text as it is made."""
+    ids: list[int] = []
+    arriving = generate(model.language_model, model.lm_head, state, generation, model.chat.end_ids)
+    started = perf_counter()
+
+    def listen() -> Iterator[int]:
+        nonlocal started
+        with clock.stage("sample"):
+            ids.append(next(arriving))
+        started = perf_counter()
+        yield ids[0]
+        for token in arriving:
+            ids.append(token)
+            yield token
+
+    say = on_text or (lambda _: None)
+    shown = ""
+    for piece in model.chat.stream(listen()):
+        shown += piece
+        say(piece)
+    seconds = perf_counter() - started
+    if rest := model.chat.decode(ids).removeprefix(shown):  # a character that never became whole
+        say(rest)
+    return Spoken(tuple(ids), seconds)
+
+
+@contextmanager
+def _memory_advice(model: Model) -> Iterator[None]:
+    """Running out of GPU memory gets a sentence and what to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"The memory of {model.info.device_name} is not enough for this question.",
+            "Use fewer --num-frames, a smaller --retain-ratio, a smaller checkpoint, or --device-map auto.",
+        ) from error
