@@ -14,7 +14,7 @@ HAS_NVIDIA = $(shell command -v nvidia-smi)
 .PHONY: help demo test lint clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.ready ## answer a question on a real clip with the bundled demo checkpoint
 	$(RUN) holitom_cli ask tests/data/city.mp4 "What is shown in the video?" --model demo

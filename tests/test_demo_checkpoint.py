@@ -28,9 +28,8 @@ def tokenizer() -> Any:
 def model() -> Any:
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    loaded, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        DEMO, dtype=torch.float32, output_loading_info=True
-    )
+    loading: Any = LlavaOnevisionForConditionalGeneration.from_pretrained
+    loaded, info = loading(DEMO, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info  # no missing, unexpected or mismatched tensors
     return loaded
 
@@ -53,9 +52,10 @@ def test_says_that_it_is_random(model: Any) -> None:
     assert "random weights" in (DEMO / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "text", ["a big dog", "Grüße, 日本 🎬 e\u0301 \ufb01", "  two\n\ttabs 'don't' \x00", "user"]
-)
+TEXTS = ["a big dog", "user", "Grüße, 日本 🎬", "e\u0301 \ufb01", "  two\n\ttabs 'don't' \x00"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
