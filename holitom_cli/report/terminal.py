@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Answer, Frames, ModelInfo, Segment, TokenCounts
 
 _KINDS = {
-    "demo": "demo checkpoint",
+    "demo": "bundled with holitom",
     "random": "random weights",
     "published": "published weights",
     "local": "local weights",
@@ -148,9 +148,7 @@ def _video(frames: Frames) -> list[tuple[str, str | Text]]:
         return [("video", f"{width}x{height} pixels, not read from a file")]
     turned = f" (turned {video.rotation} degrees)" if video.rotation else ""
     length = f"{text.seconds(video.duration_seconds)} long, {text.size(video.size_bytes)}"
-    rows: list[tuple[str, str | Text]] = (
-        [("file", video.path)] if PurePath(video.path).name != video.path else []
-    )
+    rows: list[tuple[str, str | Text]] = [("file", video.path)] if PurePath(video.path).name != video.path else []
     return [*rows, ("video", f"{video.codec}, {video.width}x{video.height}{turned}, {length}")]
 
 
@@ -190,13 +188,9 @@ def _funnel(answer: Answer) -> RenderableType:
     chart = _chart(figures=2)
     for label, left in _funnel_rows(tokens):
         share = left / tokens.original
-        chart.add_row(
-            Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan")
-        )
+        chart.add_row(Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
     newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
-    return _section(
-        "Visual tokens", chart, newline, note=f"{answer.method} keeps {text.percent(tokens.retained)}"
-    )
+    return _section("Visual tokens", chart, newline, note=f"{answer.method} keeps {text.percent(tokens.retained)}")
 
 
 def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
@@ -210,11 +204,7 @@ def _segments(answer: Answer) -> RenderableType:
     counts = sorted(segment.tokens for segment in answer.segments)
     if not counts:
         return Group()
-    span = (
-        text.count(counts[0])
-        if counts[0] == counts[-1]
-        else f"{text.count(counts[0])} to {text.count(counts[-1])}"
-    )
+    span = text.count(counts[0]) if counts[0] == counts[-1] else f"{text.count(counts[0])} to {text.count(counts[-1])}"
     note = f"{text.count(len(counts))}, {span} tokens each"
     return _section("Segments", Strip(answer.segments), note=note)
 
@@ -232,9 +222,7 @@ def _shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
     None for a single question: its stages are read best in one piece.
     """
     first, *others = (answer.timings.stages_ms for answer in answers)
-    return {
-        name: ms for name, ms in first.items() if others and all(other.get(name) == ms for other in others)
-    }
+    return {name: ms for name, ms in first.items() if others and all(other.get(name) == ms for other in others)}
 
 
 # --- each question ---------------------------------------------------------------------------
@@ -277,9 +265,7 @@ def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
 
 
 def _per_token(tpot_ms: float | None, rate: float | None) -> str:
-    return (
-        f"{text.milliseconds(tpot_ms)}, {rate:,.1f} tokens/s" if rate else "unknown: there was only one token"
-    )
+    return f"{text.milliseconds(tpot_ms)}, {rate:,.1f} tokens/s" if rate else "unknown: there was only one token"
 
 
 def _short(model: ModelInfo) -> str:
@@ -300,7 +286,7 @@ def _cost(answer: Answer) -> RenderableType:
 
 
 def _saving(kept: float, full: float) -> str:
-    return f"{text.flop(kept)} of {text.flop(full)} with every token, {text.times(full, kept)} fewer"
+    return f"{text.flop(kept)}, with every token {text.flop(full)} ({text.times(full, kept)})"
 
 
 # --- side by side ----------------------------------------------------------------------------
@@ -349,4 +335,4 @@ def _compared(answer: Answer, full: Answer) -> list[_Row]:
 
 def _prose(answer: str) -> Text:
     """An answer with its own line breaks, and nothing else that acts on the terminal."""
-    return Text("\n".join(text.visible(line) for line in answer.splitlines()))
+    return Text("\n".join(text.visible(line) for line in answer.strip().splitlines()))

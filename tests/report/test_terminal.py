@@ -138,9 +138,7 @@ def test_a_console_without_block_characters_gets_others_of_the_same_width() -> N
     assert "O??" in page  # one column for ù
     assert "??.mp4" in page  # two for 卵
     unicode_page = render(body)
-    assert [cell_len(line) for line in page.splitlines()] == [
-        cell_len(line) for line in unicode_page.splitlines()
-    ]
+    assert [cell_len(line) for line in page.splitlines()] == [cell_len(line) for line in unicode_page.splitlines()]
     assert "Où?" in in_encoding(body, "latin-1")
     assert "████" in in_encoding(body, "cp437")  # it has the blocks
 
@@ -168,9 +166,7 @@ def test_markup_and_control_characters_are_shown_not_obeyed() -> None:
         timings=Timings(STAGES | {HOSTILE: 1.0}, 96.65, 9.6, 0.8),
     )
     page = words(report([answer], [make_baseline(method=HOSTILE, text="other")]), width=400)
-    fields = (
-        4 + 1 + 1 + 5 + 2 + 1 + 1 + 1
-    )  # at least: header, warning, model, method, funnel, stage, question
+    fields = 4 + 1 + 1 + 5 + 2 + 1 + 1 + 1  # at least: header, warning, model, method, funnel, stage, question
     assert page.count(SHOWN) >= fields
     assert page.count("[bold]") == page.count("[/] [/]")
 
@@ -182,8 +178,14 @@ def test_markup_in_the_small_tables_is_shown() -> None:
     assert [page.count(SHOWN) for page in (table, doctor, lines)] == [2, 3, 3]
 
 
+def test_a_figure_never_wraps_but_its_label_does() -> None:
+    page = render(report([make_answer()], [make_baseline()]), 40)
+    assert re.search(r"32 frames x +6,272 +100\.0% +█{8}$", page, re.MULTILINE)
+    assert re.search(r"paper +4\.3 TFLOP +40\.8 TFLOP +9\.49x", page)
+
+
 def test_an_answer_keeps_its_own_lines_but_nothing_that_acts() -> None:
-    page = render(report([make_answer()], [make_baseline(text="One.\nTwo.\x1b[2J")]))
+    page = render(report([make_answer()], [make_baseline(text=" One.\nTwo.\x1b[2J\n")]))
     lines = [line.strip() for line in page.splitlines()]
     assert lines[-3:-1] == ["full     One.", "Two.\\x1b[2J"]
 
@@ -210,7 +212,7 @@ def test_the_header_names_file_frames_decoder_and_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("demo", "demo checkpoint"),
+        ("demo", "bundled with holitom"),
         ("random", "random weights"),
         ("published", "published weights"),
         ("local", "local weights"),
@@ -225,13 +227,9 @@ def test_header_times_and_comparison_name_the_checkpoint(kind: Any, said: str) -
 
 def test_the_funnel_counts_and_draws_to_scale() -> None:
     page = render(report([make_answer()]))
-    rows = [
-        line_with(label, page) for label in ("32 frames x", "temporal", "spatial", "inside, from layer 18")
-    ]
+    rows = [line_with(label, page) for label in ("32 frames x", "temporal", "spatial", "inside, from layer 18")]
     figures = [("6,272", "100.0%"), ("4,270", "68.1%"), ("952", "15.2%"), ("476", "7.6%")]
-    assert all(
-        f"{count}  " in row and share in row for row, (count, share) in zip(rows, figures, strict=True)
-    )
+    assert all(f"{count}  " in row and share in row for row, (count, share) in zip(rows, figures, strict=True))
     blocks = [row.count("█") for row in rows]
     assert [round(block / blocks[0], 1) for block in blocks] == [1.0, 0.7, 0.1, 0.1]
     assert "+1 newline token" in page
@@ -257,8 +255,8 @@ def test_times_and_costs_are_given_with_units() -> None:
         "TTFT 96.7 ms (vision + compress + prefill + sample)",
         "per token 9.6 ms, 104.2 tokens/s",
         "time to answer 798.2 ms",
-        "paper FLOPs 4.3 TFLOP of 40.8 TFLOP with every token, 9.49x fewer",
-        "true FLOPs 15.2 TFLOP of 95.4 TFLOP with every token, 6.28x fewer",
+        "paper FLOPs 4.3 TFLOP, with every token 40.8 TFLOP (9.49x)",
+        "true FLOPs 15.2 TFLOP, with every token 95.4 TFLOP (6.28x)",
         "peak memory 14.9 GiB GPU, 3.1 GiB host",
         "24 tokens, stopped by itself",
     ):
@@ -295,6 +293,7 @@ def test_missing_frames_and_warnings_stand_out_once_each() -> None:
 
 def test_several_questions_show_what_they_share_once() -> None:
     stages = STAGES | {"prefill": 30.0, "sample": 0.3}
+    assert "Time for the clip" not in render(report([make_answer()]))  # one question's stages stay together
     second = make_answer(question="Who?", timings=Timings(stages, 104.0, 9.7, 0.81))
     page = render(report([make_answer(), second]))
     for once in ("match.mp4\n", "Visual tokens", "Segments", "vision ", "Time for the clip"):
@@ -373,9 +372,7 @@ def test_any_number_of_segments_fits(count: int, width: int) -> None:
     assert len(re.findall(r"▀+|▄+", strip)) == len(blocks) <= width // 2
     assert sum(block.tokens for block in blocks) == 30_000
     assert (blocks[0].start_frame, blocks[-1].stop_frame) == (0, 1000)
-    assert (f"each block stands for {together} segments" in render(segment_strip(segments), width)) == (
-        together > 1
-    )
+    assert (f"each block stands for {together} segments" in render(segment_strip(segments), width)) == (together > 1)
 
 
 def test_a_block_too_short_for_a_column_still_gets_one() -> None:

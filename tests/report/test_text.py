@@ -48,9 +48,7 @@ def test_size(value: int, shown: str) -> None:
     assert text.size(value) == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(3.4e12, "3.4 TFLOP"), (999.96e9, "1.0 TFLOP"), (12.0, "12.0 FLOP")]
-)
+@pytest.mark.parametrize(("value", "shown"), [(3.4e12, "3.4 TFLOP"), (999.96e9, "1.0 TFLOP"), (12.0, "12.0 FLOP")])
 def test_flop(value: float, shown: str) -> None:
     assert text.flop(value) == shown
 
