@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.bar import Bar
 from rich.console import Group
+from rich.constrain import Constrain
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +28,7 @@ _KINDS = {
     "published": "published weights",
     "local": "local weights",
 }
+_CHART_COLUMNS = 100  # on a wider terminal longer bars would say nothing more
 _TTFT_STAGES = ("vision", "compress", "prefill", "sample")
 _STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
 
@@ -190,7 +192,12 @@ def _funnel(answer: Answer) -> RenderableType:
         share = left / tokens.original
         chart.add_row(Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
     newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
-    return _section("Visual tokens", chart, newline, note=f"{answer.method} keeps {text.percent(tokens.retained)}")
+    return _section(
+        "Visual tokens",
+        Constrain(chart, _CHART_COLUMNS),
+        newline,
+        note=f"{answer.method} keeps {text.percent(tokens.retained)}",
+    )
 
 
 def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
@@ -206,7 +213,7 @@ def _segments(answer: Answer) -> RenderableType:
         return Group()
     span = text.count(counts[0]) if counts[0] == counts[-1] else f"{text.count(counts[0])} to {text.count(counts[-1])}"
     note = f"{text.count(len(counts))}, {span} tokens each"
-    return _section("Segments", Strip(answer.segments), note=note)
+    return _section("Segments", Constrain(Strip(answer.segments), _CHART_COLUMNS), note=note)
 
 
 # What is shown once where it is the same for every question, and with each question where not.
@@ -239,7 +246,7 @@ def _question(answer: Answer, number: int, total: int) -> RenderableType:
     return _section(title, _facts([("asked", answer.question), ("prompt", prompt), ("answer", generated)]))
 
 
-def _waterfall(stages: Mapping[str, float]) -> Table:
+def _waterfall(stages: Mapping[str, float]) -> RenderableType:
     """One bar a stage, each starting where the one before it ended."""
     chart = _chart(figures=1)
     total, begun = sum(stages.values()), 0.0
@@ -248,7 +255,7 @@ def _waterfall(stages: Mapping[str, float]) -> Table:
         bar = Bar(total, begun, begun + ms, color=colour)
         chart.add_row(Text(text.visible(_STAGE_LABELS.get(name, name))), text.milliseconds(ms), bar)
         begun += ms
-    return chart
+    return Constrain(chart, _CHART_COLUMNS)
 
 
 def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:

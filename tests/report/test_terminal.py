@@ -236,6 +236,14 @@ def test_the_funnel_counts_and_draws_to_scale() -> None:
     assert "986 tokens = 952 visual + 1 newline + 33 text" in page
 
 
+def test_charts_stop_growing_on_wide_terminals_but_text_does_not() -> None:
+    path = "/".join(["folder"] * 27)
+    page = render(report([make_answer(frames=make_frames(video=make_video(path=path)))]), 200)
+    charts = [line.rstrip() for line in page.splitlines() if re.search("[█▀]", line)]
+    assert max(len(line) for line in charts) == 2 + 100
+    assert path in page
+
+
 def test_stage_bars_follow_one_another() -> None:
     timings = Timings({"vision": 100.0, "compress": 100.0, "prefill": 200.0}, 400.0, None, 0.4)
     page = render(report([make_answer(timings=timings)]))
