@@ -237,7 +237,7 @@ def test_the_funnel_counts_and_draws_to_scale() -> None:
 
 
 def test_charts_stop_growing_on_wide_terminals_but_text_does_not() -> None:
-    path = "/".join(["folder"] * 27)
+    path = "/".join(["folder"] * 25)
     page = render(report([make_answer(frames=make_frames(video=make_video(path=path)))]), 200)
     charts = [line.rstrip() for line in page.splitlines() if re.search("[█▀]", line)]
     assert max(len(line) for line in charts) == 2 + 100
