@@ -48,7 +48,25 @@ class DeviceError(HolitomError):
     stage = "device"
 
 
+class BatchError(HolitomError):
+    """A batch cannot begin, or its rows cannot be written."""
+
+    stage = "batch"
+
+
 class GenerationError(HolitomError):
     """The language model's output cannot be used (non-finite logits)."""
 
     stage = "generate"
+
+
+def in_a_sentence(error: Exception) -> HolitomError:
+    """What a user is told of an error, also of one that no room has put into words."""
+    if isinstance(error, HolitomError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return HolitomError(f"{where}{error.strerror}.", "Check the path, its permissions and the free disk space.")
+    return HolitomError(
+        f"This should not have happened: {type(error).__name__}: {error}", "Run it again with --debug and report it."
+    )

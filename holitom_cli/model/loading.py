@@ -23,9 +23,9 @@ from holitom_cli.types import ModelInfo, ModelShape
 DeviceMap = Literal["auto"] | Mapping[str, int | str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
-    """What the configuration says, known before a weight is read."""
+    """What the small files say, known before a weight is read; some are read only when first needed."""
 
     source: Source
     config: Any  # LlavaOnevisionConfig
@@ -51,9 +51,26 @@ class Checkpoint:
         """Visual tokens along a side of a frame, after pooling."""
         return -(-self.patch_grid // 2)
 
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """How frames become pixels."""
+        found = read_preprocessor(self.source.path)
+        side = self.config.vision_config.image_size
+        if (found.height, found.width) != (side, side):
+            raise ModelError(
+                f"{found.file} resizes frames to {found.width}x{found.height}, but the tower takes {side}x{side}.",
+                "Download the checkpoint's own files again.",
+            )
+        return found
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How questions become tokens, and tokens text."""
+        return read_chat(self.source.path, self.config)
+
 
 class Model:
-    """A loaded LLaVA-OneVision checkpoint. Tokenizer and preprocessor files are read when first needed."""
+    """A loaded LLaVA-OneVision checkpoint."""
 
     def __init__(self, network: Any, checkpoint: Checkpoint, info: ModelInfo) -> None:
         self.network = network
@@ -75,22 +92,15 @@ class Model:
     def patch_grid(self) -> int:
         return self.checkpoint.patch_grid
 
-    @cached_property
+    @property
     def preprocessor(self) -> Preprocessor:
         """How frames become pixels."""
-        found = read_preprocessor(self.checkpoint.source.path)
-        side = self.checkpoint.config.vision_config.image_size
-        if (found.height, found.width) != (side, side):
-            raise ModelError(
-                f"{found.file} resizes frames to {found.width}x{found.height}, but the tower takes {side}x{side}.",
-                "Download the checkpoint's own files again.",
-            )
-        return found
+        return self.checkpoint.preprocessor
 
-    @cached_property
+    @property
     def chat(self) -> Chat:
         """How questions become tokens, and tokens text."""
-        return read_chat(self.checkpoint.source.path, self.checkpoint.config)
+        return self.checkpoint.chat
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (n,) to embeddings (n, D) on the model's device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,14 +44,19 @@ def probe(path: str | Path, *, timeout_seconds: float = PROBE_SECONDS) -> VideoI
 
 
 def read(
-    path: str | Path, num_frames: int = 32, *, timeout_seconds: float | None = None, decoder: Decoder = "auto"
+    path: str | Path,
+    num_frames: int = 32,
+    *,
+    timeout_seconds: float | None = None,
+    decoder: Decoder = "auto",
+    accept: Callable[[VideoInfo], None] | None = None,
 ) -> Frames:
     """Decode min(num_frames, frames in the clip) upright RGB frames, evenly spread.
 
     `timeout_seconds` bounds each stage and each decoder; by default it grows with the clip. `decoder` names the
     only one to use; "auto" takes decord where it is exact and av elsewhere or when decord fails. Frames that cannot
-    be read are left out, counted and warned about. Raises VideoError when none can be read, UsageError for
-    num_frames < 1.
+    be read are left out, counted and warned about. `accept` sees the probe's result and may raise before a frame is
+    decoded. Raises VideoError when none can be read, UsageError for num_frames < 1.
     """
     if num_frames < 1:
         raise UsageError(f"{num_frames} frames were asked for", "ask for at least 1")
@@ -59,6 +65,8 @@ def read(
     with Worker() as worker:
         disk_seconds = Path(file).stat().st_size / SLOWEST_DISK_BYTES_PER_SECOND
         info = probed(worker, file, PROBE_SECONDS + disk_seconds if timeout_seconds is None else timeout_seconds)
+        if accept is not None:
+            accept(info)
         probed_at = time.perf_counter()
         patience = DECODE_SECONDS + info.duration_seconds if timeout_seconds is None else timeout_seconds
         task = Task(worker, info, num_frames, patience)
@@ -74,7 +82,7 @@ def read(
         decoder=used,
         decoder_reason=reason,
         frames_missing=len(task.indices) - len(kept),
-        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), spacing_warning(seconds)))),
+        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), task.ends_early, spacing_warning(seconds)))),
         timings_ms={"probe": (probed_at - started) * 1000, "decode": (decoded_at - probed_at) * 1000},
     )
 
@@ -135,6 +143,7 @@ class Task:
             raise user_error(info.path, [("av", error)], timeout_seconds) from None
         self.seconds = np.array(plan["seconds"], dtype=np.float64)
         self.cut_off: bool = plan["cut_off"]
+        self.ends_early: str | None = plan["ends_early"]
         self._objection: str | None = plan["objection"]
 
     def run(self, decoder: Decoder) -> tuple[Shots, str, str]:

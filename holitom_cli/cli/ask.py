@@ -1,0 +1,118 @@
+"""holitom ask: questions about one video file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from holitom_cli.cli import session
+from holitom_cli.cli.console import Talk, write, write_json
+from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions, command
+from holitom_cli.report.record import document
+from holitom_cli.report.terminal import report, warning_line
+from holitom_cli.report.text import visible
+from holitom_cli.types import Generation
+
+if TYPE_CHECKING:
+    from holitom_cli.methods import Method
+    from holitom_cli.model.loading import Model
+    from holitom_cli.types import Answer, Frames
+
+
+@command(VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
+def ask(
+    video: VideoOptions,
+    model: ModelOptions,
+    method: MethodOptions,
+    answer: AnswerOptions,
+    *,
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)],
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="A question; - reads it from stdin.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="A question; may be given several times.")
+    ] = None,
+    questions_file: Annotated[
+        Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer: no report, no progress.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+) -> None:
+    """Ask questions about a video file.
+
+    The answer alone goes to stdout, the report to stderr.
+    """
+    talk = Talk(quiet=quiet)
+    # 1. Everything that can be wrong without reading a weight or a frame.
+    asked = session.read_questions(question, questions, questions_file)
+    chosen = method.build(context)
+    from holitom_cli import methods, pipeline
+    from holitom_cli.video import probe
+
+    pipeline.check_generation(Generation(**asdict(answer)))
+    info = probe(file)
+    checkpoint = session.find_checkpoint(model, chosen, talk)
+    rivals = (chosen, methods.get("full")) if baseline else (chosen,)
+    for rival in rivals:
+        session.check_room(checkpoint, rival, pipeline.sampled(info, video.num_frames), asked)
+    # 2. The model and the frames.
+    loaded = session.load(model, checkpoint, talk)
+    frames = session.frames(file, video, talk)
+    # 3. The answers.
+    if baseline:
+        with talk.busy("Warming up, so that both are timed alike"):
+            for rival in rivals:
+                _answers(loaded, frames, rival, asked[:1], replace(answer, max_new_tokens=2), Talk(quiet=True))
+    stream = not (json or no_stream)
+    answers = _answers(loaded, frames, chosen, asked, answer, talk, stream=stream)
+    full = _answers(loaded, frames, rivals[1], asked, answer, talk) if baseline else []
+    # 4. The report.
+    if json:
+        write_json(document(answers, full))
+    elif no_stream:
+        write("".join(f"{item.text}\n" for item in answers))
+    talk.say(report(answers, full))
+    if quiet:
+        for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
+            talk.insist(warning_line(warning))
+
+
+def _answers(
+    model: Model,
+    frames: Frames,
+    method: Method,
+    questions: Sequence[str],
+    options: AnswerOptions,
+    talk: Talk,
+    *,
+    stream: bool = False,
+) -> list[Answer]:
+    from holitom_cli import pipeline
+
+    with talk.busy("Watching"):
+        watched = pipeline.watch(model, frames, method=method)
+    answers = []
+    for question in questions:
+        if stream and len(questions) > 1:
+            talk.say(Text(f"{visible(question)}", "bold"))
+        with talk.busy("Answering") as done:
+
+            def show(piece: str, done: Callable[[], None] = done) -> None:
+                done()
+                write(piece)
+
+            answers.append(pipeline.ask(model, watched, question, **asdict(options), on_text=show if stream else None))
+        if stream:
+            write("\n")
+    return answers

@@ -1,0 +1,43 @@
+"""Defaults from the user's own config file: below options and the environment, above the built-in ones."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions
+from holitom_cli.errors import UsageError
+
+_COMMANDS = ("ask", "batch")
+_GROUPS = (VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
+
+
+def config_file() -> Path:
+    """Where the user's defaults are: config.toml in the directory that the platform has for them."""
+    return Path(typer.get_app_dir("holitom")) / "config.toml"
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """The defaults by command; nothing where there is no file.
+
+    Raises:
+        UsageError: the file is no TOML, or names something that is not an option.
+    """
+    path = config_file()
+    if not path.is_file():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.", "Mend it, or move it away.") from error
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {field.name for group in _GROUPS for field in fields(group)} - {"yes", "set"}
+    if unknown := sorted(set(values) - known):
+        raise UsageError(
+            f"{path} sets {unknown[0]!r}, which is not an option.", f"Options: {', '.join(sorted(known))}."
+        )
+    return dict.fromkeys(_COMMANDS, values)

@@ -1,0 +1,61 @@
+"""stdout is for data, stderr for talk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from holitom_cli.report.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Talk:
+    """What goes to stderr; says nothing when quiet, but errors and warnings always."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+
+    def say(self, renderable: RenderableType) -> None:
+        """Print unless quiet."""
+        if not self.quiet:
+            self.console.print(renderable)
+
+    def insist(self, renderable: RenderableType) -> None:
+        """Print, quiet or not."""
+        self.console.print(renderable)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[Callable[[], None]]:
+        """Show what is going on until the block ends or calls what it is given.
+
+        A spinner on a terminal, a plain line elsewhere.
+        """
+        if self.quiet:
+            yield lambda: None
+        elif self.console.is_terminal:
+            with self.console.status(Text(what)) as status:
+                yield status.stop
+        else:
+            self.console.print(Text(what))
+            yield lambda: None
+
+
+def write(text: str) -> None:
+    """Data for whoever reads stdout. Control characters that a model makes up do not act on a terminal."""
+    sys.stdout.write("\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """One JSON document."""
+    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,185 @@
+"""Options that several commands share: each group is a dataclass, `command` adds its fields to a function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from holitom_cli.cli.console import Talk, write_json
+from holitom_cli.cli.guard import closed_pipe_is_fine
+from holitom_cli.errors import HolitomError, UsageError, in_a_sentence
+from holitom_cli.report.record import error_document
+from holitom_cli.report.terminal import error_line
+
+if TYPE_CHECKING:
+    from holitom_cli.methods import Method
+
+_VIDEO, _MODEL, _METHOD, _ANSWER = "Video", "Model", "Compression", "Answer"
+
+
+def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
+    variable = "HOLITOM_" + name.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(name, help=help_text, rich_help_panel=panel, envvar=variable, **more)
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How frames are read."""
+
+    num_frames: Annotated[int, _option("--num-frames", "Frames to sample, uniformly.", _VIDEO, min=1)] = 32
+    decode_timeout: Annotated[
+        float | None,
+        _option("--decode-timeout", "Seconds before a decoder that hangs is killed [by the clip's length].", _VIDEO),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which checkpoint, and where it runs."""
+
+    model: Annotated[
+        str | None,
+        _option("--model", "A directory, a hub id, or demo [7B or 0.5B, by the card's memory].", _MODEL),
+    ] = None
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _MODEL)] = None
+    device: Annotated[str, _option("--device", "auto, cuda, cuda:N, mps or cpu.", _MODEL)] = "auto"
+    dtype: Annotated[str, _option("--dtype", "auto, bfloat16, float16 or float32.", _MODEL)] = "auto"
+    device_map: Annotated[
+        str | None,
+        _option("--device-map", "auto spreads a checkpoint that is larger than one GPU.", _MODEL),
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.", rich_help_panel=_MODEL)] = False
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which tokens are kept. None leaves a setting to the preset or the method."""
+
+    method: Annotated[str, _option("--method", "Compression method, see: holitom methods.", _METHOD)] = "holitom"
+    preset: Annotated[str | None, _option("--preset", "The paper's settings: 25, 20, 15 or 10.", _METHOD)] = None
+    retain_ratio: Annotated[
+        float | None, _option("--retain-ratio", "Share of visual tokens to keep [0.15].", _METHOD)
+    ] = None
+    tau: Annotated[float | None, _option("--tau", "Cosine above which a cell is unchanged [0.8].", _METHOD)] = None
+    beta: Annotated[float | None, _option("--beta", "Weight of a cluster's centre [0.6].", _METHOD)] = None
+    neighbours: Annotated[
+        int | None, _option("--neighbours", "Neighbours that make a token's density [7].", _METHOD)
+    ] = None
+    max_window: Annotated[int | None, _option("--max-window", "Longest segment in frames [1024].", _METHOD)] = None
+    inner_layer: Annotated[
+        str | None,
+        _option("--inner-layer", "Layer to merge before inside the model: auto, off or a number [auto].", _METHOD),
+    ] = None
+    inner_ratio: Annotated[
+        float | None, _option("--inner-ratio", "Share that the merge inside folds away [0.5].", _METHOD)
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method.", rich_help_panel=_METHOD),
+    ] = None
+
+    def build(self, context: typer.Context) -> Method:
+        """The method with its settings checked.
+
+        What the environment or the config file say applies where the method has such a setting.
+        """
+        from holitom_cli import methods
+
+        names = {field.name for field in methods.settings_of(methods.find(self.method))}
+        given = {
+            name: getattr(self, name)
+            for name in ("retain_ratio", "tau", "beta", "neighbours", "max_window", "inner_layer", "inner_ratio")
+            if getattr(self, name) is not None and (name in names or _on_command_line(context, name))
+        }
+        return methods.get(self.method, preset=self.preset, **given, **self._pairs())
+
+    def _pairs(self) -> dict[str, str]:
+        pairs = {}
+        for pair in self.set or []:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UsageError(f"--set {pair!r} is not KEY=VALUE.", "As in: --set tau=0.8")
+            pairs[key.strip().replace("-", "_")] = value.strip()
+        return pairs
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How the answer's tokens are chosen; named as the keywords of `pipeline.ask`."""
+
+    max_new_tokens: Annotated[int, _option("--max-new-tokens", "Longest answer, in tokens.", _ANSWER, min=1)] = 256
+    temperature: Annotated[float, _option("--temperature", "0 is greedy.", _ANSWER)] = 0.0
+    top_p: Annotated[float, _option("--top-p", "Sample from the likeliest tokens of this mass.", _ANSWER)] = 1.0
+    seed: Annotated[int, _option("--seed", "Seed of the sampling.", _ANSWER)] = 0
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="HOLITOM_DEBUG")]
+
+
+def command(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the groups' options to a command, which receives one filled instance of each after its own arguments.
+
+    Errors become one sentence and an exit code here; with --json the sentence is a JSON document on stdout.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters
+        mine = [item for name, item in own.items() if item.annotation not in groups]
+        shared = [parameter for group in groups for parameter in _parameters(group)]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            debug, as_json = values.pop("debug"), bool(values.get("json", False))
+            filled = [group(**{item.name: values.pop(item.name) for item in _parameters(group)}) for group in groups]
+            with closed_pipe_is_fine(), errors_in_a_sentence(debug=debug, as_json=as_json):
+                function(*filled, **values)
+
+        extra = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+        run.__signature__ = inspect.Signature([*mine, *shared, extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in (*mine, *shared, extra)}
+        return run
+
+    return decorate
+
+
+def _parameters(group: type) -> list[inspect.Parameter]:
+    """A group's fields as keyword parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@contextmanager
+def errors_in_a_sentence(*, debug: bool = False, as_json: bool = False) -> Iterator[None]:
+    """End with the error's exit code after telling it; `debug` lets its traceback through."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        _tell(in_a_sentence(error), as_json=as_json)
+
+
+def _tell(error: HolitomError, *, as_json: bool) -> None:
+    if as_json:
+        write_json(error_document(error))
+    else:
+        Talk().insist(error_line(error))
+    raise typer.Exit(error.exit_code)

@@ -1,0 +1,119 @@
+"""From options to a model in memory and its way of watching: what `ask` and `batch` have in common."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from holitom_cli.cli.console import Talk
+from holitom_cli.cli.options import ModelOptions, VideoOptions
+from holitom_cli.errors import ModelError, UsageError
+from holitom_cli.report.text import size
+
+if TYPE_CHECKING:
+    from holitom_cli.methods import Method
+    from holitom_cli.model.hub import Download, Source
+    from holitom_cli.model.loading import Checkpoint, Model
+    from holitom_cli.types import Frames
+
+
+def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkpoint:
+    """Locate the checkpoint, downloading it if the user agrees, and check that the method fits its depth."""
+    if options.device_map not in (None, "auto"):
+        raise UsageError(f"--device-map {options.device_map!r} is not known.", "Use --device-map auto.")
+    from holitom_cli.model.loading import read_checkpoint
+
+    checkpoint = read_checkpoint(_source(options, talk))
+    method.reductions(checkpoint.depth)
+    return checkpoint
+
+
+def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
+    """Read the weights."""
+    from holitom_cli.model import loading
+
+    with talk.busy(f"Loading {checkpoint.source.id}"):
+        device_map = "auto" if options.device_map else None
+        return loading.load(checkpoint, options.device, options.dtype, device_map)
+
+
+def frames(file: str, options: VideoOptions, talk: Talk) -> Frames:
+    """Decode the sampled frames."""
+    from holitom_cli import video
+
+    with talk.busy(f"Reading up to {options.num_frames} frames"):
+        return video.read(file, options.num_frames, timeout_seconds=options.decode_timeout)
+
+
+def check_room(checkpoint: Checkpoint, method: Method, frame_count: int, questions: Sequence[str]) -> None:
+    """Refuse prompts that would be too long for the model, before a frame is decoded or a weight read."""
+    from holitom_cli import pipeline
+
+    for question in questions:
+        before, after = checkpoint.chat.encode(question)
+        pipeline.check_room(checkpoint, method, frame_count, len(before) + len(after))
+
+
+def read_questions(single: str | None, several: Sequence[str] | None, file: Path | None) -> list[str]:
+    """All questions, from the argument (- is stdin), the options and a file with one a line."""
+    asked = [sys.stdin.read().strip() if single == "-" else single] if single is not None else []
+    asked += several or []
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"The questions in {file} cannot be read: {error}.", "Give a text file.") from error
+        asked += [line.strip() for line in lines if line.strip()]
+    if not asked or not all(question.strip() for question in asked):
+        raise UsageError("There is no question." if not asked else "A question is empty.", 'As in: -q "What happens?"')
+    return asked
+
+
+def fetch(model: str, revision: str | None, talk: Talk, *, yes: bool) -> Source:
+    """Download a checkpoint after saying what it takes, and asking unless `yes`."""
+    from holitom_cli.model import hub
+
+    with talk.busy(f"Asking the hub about {model}"):
+        plan = hub.plan_download(model, revision)
+    if plan.missing_bytes:
+        talk.insist(_describe(plan))
+        _agree(plan, yes=yes)
+    return hub.download(plan)
+
+
+def _source(options: ModelOptions, talk: Talk) -> Source:
+    from holitom_cli.model import hub
+    from holitom_cli.model.device import choose_device
+
+    device = choose_device(options.device)
+    name, reason = (options.model, "") if options.model else hub.default_model(device)
+    if reason:
+        talk.say(f"Using {name}: {reason}.")
+    try:
+        return hub.locate(name, options.revision, reason)
+    except hub.NotHereError as missing:
+        try:
+            return fetch(name, options.revision, talk, yes=options.yes)
+        except ModelError as failed:
+            raise ModelError(f"{missing.message} {failed.message}", failed.hint) from failed
+
+
+def _describe(plan: Download) -> str:
+    kept = plan.total_bytes - plan.missing_bytes
+    already = f" ({size(kept)} of it is here already)" if kept else ""
+    return (
+        f"{plan.id} at {plan.revision[:12]}: {size(plan.total_bytes)}{already} into {plan.place}, "
+        f"where {size(plan.free_bytes)} are free."
+    )
+
+
+def _agree(plan: Download, *, yes: bool) -> None:
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{plan.id} has to be downloaded first.", f"Run: holitom pull {plan.id} --yes")
+    typer.confirm("Download it?", abort=True, err=True)
