@@ -183,7 +183,7 @@ OFFENCES = [
     ("video/x.py", "import os\nhome = os.environ['HOME']", "reads the environment"),
     ("cli/x.py", "import os\n\n\ndef f():\n    return os.getenv('HOME')", "reads the environment"),
     ("cli/x.py", "from os import environ", "reads the environment"),
-    ("helpers.py", "x = 1", "not in the table"),
+    ("stray.py", "x = 1", "not in the table"),
 ]  # fmt: skip
 
 
