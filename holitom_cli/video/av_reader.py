@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from holitom_cli.video.routing import objection_to_decord
 from holitom_cli.video.worker import Picture
 
 SILENT_PACKETS = {"vp8"}  # its packets may show nothing (alternate reference frames): count by decoding
+EARLY_END_SECONDS = 1.0  # the last frame is shown for a while, and clocks are rounded
 UNTIMED = {"avi"}  # stores no presentation times, and FFmpeg's guesses are out of order with B-frames: likewise
 NOT_VIDEOS = {"image2", "tty"}  # demuxers that make a "video" of a picture or a text
 
@@ -69,16 +72,19 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Pa
 
 
 def frames_of(packets: Iterator[av.Packet[VideoStream]], stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode the packets. One that the decoder rejects costs its own frame only."""
-    for packet in packets:
+    """Decoded frames, without those that follow a rejected packet up to the next key frame.
+
+    They would be drawn from what the decoder puts in the lost frame's place: a neighbour, as a rule.
+    """
+    doubtful = False
+    for packet in chain(packets, (None,)):  # None flushes
         try:
-            yield from stream.decode(packet)
+            for frame in stream.decode(packet):
+                doubtful = doubtful and not frame.key_frame
+                if not doubtful:
+                    yield frame
         except av.FFmpegError:
-            continue
-    try:
-        yield from stream.decode(None)
-    except av.FFmpegError:
-        return
+            doubtful = True
 
 
 class Clip:
@@ -123,6 +129,7 @@ class Clip:
         return {
             "seconds": [seconds[index] - seconds[0] if index < len(seconds) else 0.0 for index in indices],
             "cut_off": self._table.lost > 0,
+            "ends_early": self._ends_early(),
             "objection": objection,
         }
 
@@ -165,6 +172,18 @@ class Clip:
                     yield picture_of(frame, slot, size)
                 if not slots:
                     return
+
+    def _ends_early(self) -> str | None:
+        """A sentence when a Matroska file stops well before the end that its header announces."""
+        with opened(self.path) as (_, stream):
+            clock = stream.metadata.get("DURATION", "")  # of this track alone; sound may well last longer
+        if not re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", clock) or not self._seconds:
+            return None
+        hours, minutes, seconds = map(float, clock.split(":"))
+        announced, found = hours * 3600 + minutes * 60 + seconds, self._seconds[-1]
+        if announced - found <= EARLY_END_SECONDS:
+            return None
+        return f"the file ends after {found:.1f} of {announced:.1f} s; it seems cut off"
 
     @property
     def _total(self) -> int:

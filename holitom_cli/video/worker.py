@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Iterable
@@ -71,8 +72,9 @@ def write(replies: BinaryIO, header: dict[str, Any], payload: Any = b"") -> None
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without the native stack trace that decord appends."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    """What an exception says, without the native source lines and stack trace that decord adds."""
+    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error))
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
 
 
 class Server:

@@ -1,0 +1,197 @@
+"""Files that are no videos, broken ones, and names that look like something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+
+from holitom_cli.errors import UsageError, VideoError
+from holitom_cli.video import probe, read
+from tests import clips
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips.make(tmp_path_factory.mktemp("bad") / "clip.mp4", 120, container_options={"movflags": "faststart"})
+
+
+def refusal(path: Path | str) -> str:
+    """What probe and read both say: one sentence, with a hint."""
+    with pytest.raises(VideoError) as by_probe:
+        probe(path)
+    with pytest.raises(VideoError) as by_read:
+        read(path)
+    assert by_probe.value.message == by_read.value.message
+    assert by_read.value.hint
+    assert "\n" not in by_read.value.message
+    return by_read.value.message
+
+
+def sound(path: Path, *, cover: bool = False) -> Path:
+    """A second of silence, with a cover picture on request."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        assert isinstance(stream, av.AudioStream)
+        picture = container.add_stream("mjpeg", rate=1) if cover else None
+        if isinstance(picture, av.VideoStream):
+            picture.width, picture.height, picture.pix_fmt = clips.WIDTH, clips.HEIGHT, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(clips.draw(1), format="rgb24")))
+            container.mux(picture.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.mp4") == "there is no file none.mp4"
+
+
+def test_directory(tmp_path: Path) -> None:
+    assert "is a directory" in refusal(tmp_path)
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "e.mp4").touch()
+    assert refusal(tmp_path / "e.mp4") == "e.mp4 is empty (0 bytes)"
+
+
+@pytest.mark.parametrize("content", [b"not a video\n" * 50, bytes(range(256)) * 40])
+@pytest.mark.parametrize("name", ["a.mp4", "a.txt", "a.mpg"])
+def test_junk(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert name in refusal(tmp_path / name)
+
+
+def test_picture(tmp_path: Path) -> None:
+    clips.make(tmp_path / "p.png", 1, "png", pix_fmt="rgb24", container_options={"update": "1"})
+    assert refusal(tmp_path / "p.png") == "p.png is not a video but a png file"
+
+
+def test_sound_only(tmp_path: Path) -> None:
+    assert refusal(sound(tmp_path / "a.mp4")) == "a.mp4 has sound but no moving pictures"
+
+
+def test_cover_picture_is_not_a_video(tmp_path: Path) -> None:
+    path = sound(tmp_path / "a.mp4", cover=True)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    assert refusal(path) == "a.mp4 has sound but no moving pictures"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.timeout(10)
+def test_fifo_and_device_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert refusal(tmp_path / "pipe.mp4") == "pipe.mp4 is not a regular file"
+    assert refusal("/dev/zero") == "zero is not a regular file"
+
+
+def test_no_permission(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)  # the mode bits do not bind root, who may run these tests
+    assert refusal(clip) == "clip.mp4 cannot be opened: permission denied"
+
+
+def test_path_with_a_zero_byte() -> None:
+    assert "null" in refusal("a\0.mp4")
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_frames_asked_for(clip: Path, count: int) -> None:
+    with pytest.raises(UsageError):
+        read(clip, count)
+
+
+NAMES = [
+    "with space.mp4",
+    "ünï — 動画.mp4",
+    "two\nlines.mp4",
+    "-i.mp4",
+    "--help",
+    "concat:a.mp4",
+    "file:x.mp4",
+    "%03d.mp4",
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names")
+@pytest.mark.parametrize("name", [*NAMES, os.fsdecode(b"not-utf8-\xff.mp4")])
+def test_names_are_only_names(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    shutil.copy(clip, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert clips.numbers_in(read(name, 3).pixels) == [0, 59, 119]
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/x.mp4", "pipe:0", "concat:a.mp4|b.mp4"])
+def test_addresses_are_looked_for_as_files(name: str) -> None:
+    assert "there is no file" in refusal(name)
+
+
+def test_mp4_cut_before_its_index(tmp_path: Path) -> None:
+    whole = clips.make(tmp_path / "whole.mp4", 120).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    assert refusal(tmp_path / "cut.mp4") == "cut.mp4 is not a video that can be read"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_mp4_cut_off_is_answered_from_what_is_there(clip: Path, tmp_path: Path, share: float) -> None:
+    whole, cut = clip.read_bytes(), tmp_path / "cut.mp4"
+    pictures = whole.index(b"mdat")
+    cut.write_bytes(whole[: pictures + int((len(whole) - pictures) * share)])
+    frames = read(cut, 32)
+    assert probe(cut).frame_count == 120
+    assert frames.indices is not None
+    assert 0 < len(frames) < 32
+    assert frames.frames_missing == 32 - len(frames)
+    assert frames.warnings[0] == f"{frames.frames_missing} of 32 frames could not be read; the file seems cut off"
+    assert clips.numbers_in(frames.pixels) == frames.indices.tolist() == uniform(120, 32)[: len(frames)]
+    np.testing.assert_allclose(frames.seconds, frames.indices / 25, atol=1e-9)
+
+
+def test_mp4_with_nothing_but_its_index(clip: Path, tmp_path: Path) -> None:
+    whole, cut = clip.read_bytes(), tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: whole.index(b"mdat") + 8])
+    assert refusal(cut) == "no frame of cut.mp4 can be decoded"
+
+
+def test_matroska_cut_off_says_so(tmp_path: Path) -> None:
+    whole = clips.make(tmp_path / "whole.mkv", 120).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
+    frames = read(tmp_path / "cut.mkv", 8)
+    assert "of 4.8 s; it seems cut off" in frames.warnings[0]
+    assert read(tmp_path / "whole.mkv", 8).warnings == ()
+
+
+@pytest.mark.parametrize("broken", [40, 48])  # a frame in a group, a key frame
+def test_damage_never_shows_a_neighbour(clip: Path, tmp_path: Path, broken: int) -> None:
+    """Overwrite one packet: frames may be missing, those that come show their own number."""
+    content, path = bytearray(clip.read_bytes()), tmp_path / "damaged.mp4"
+    with av.open(str(clip)) as container:
+        spans = [
+            (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos is not None
+        ]
+    start, size = spans[broken]
+    content[start : start + size] = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
+    path.write_bytes(content)
+    frames = read(path, 120)
+    assert frames.indices is not None
+    assert frames.decoder == "av"
+    assert 0 < frames.frames_missing < 30
+    assert frames.warnings[0] == f"{frames.frames_missing} of 120 frames could not be read; the file seems damaged"
+    assert clips.numbers_in(frames.pixels) == frames.indices.tolist()
+
+
+def uniform(total: int, count: int) -> list[int]:
+    indices: list[int] = np.linspace(0, total - 1, count, dtype=int).tolist()
+    return indices
