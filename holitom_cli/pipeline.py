@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from holitom_cli import account, methods, video
 from holitom_cli.account import Spoken
@@ -22,7 +21,8 @@ from holitom_cli.methods import Method
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.decode import generate
 from holitom_cli.model.prefill import Prefill, prefill
-from holitom_cli.types import Answer, Frames, Generation, VideoInfo, VisualTokens, Watched
+from holitom_cli.model.prompt import prompt_embeds
+from holitom_cli.types import Answer, Frames, Generation, VideoInfo, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.model.loading import Checkpoint, Model
@@ -103,7 +103,7 @@ def ask(
         # 5. The prompt.
         before, after = model.chat.encode(question)
         check_room(model.checkpoint, watched.method, len(watched.frames), len(before) + len(after))
-        embeds, span = _prompt(model, before, watched.visual, after)
+        embeds, span = prompt_embeds(model, before, watched.visual, after)
         left = model.checkpoint.max_positions - len(embeds)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
@@ -170,17 +170,6 @@ def _read(model: Model, path: str | Path, method: Method, num_frames: int) -> Fr
         check_room(model.checkpoint, method, sampled(info, num_frames))
 
     return video.read(path, num_frames, accept=accept)
-
-
-def _prompt(model: Model, before: list[int], visual: VisualTokens, after: list[int]) -> tuple[Tensor, range]:
-    """Embeddings (L, D): text, visual tokens, one newline token, text; and the span of the visual part."""
-    parts = (
-        model.embed(torch.tensor(before)),
-        visual.embeds,
-        model.newline[None],
-        model.embed(torch.tensor(after)),
-    )
-    return torch.cat(parts), range(len(before), len(before) + len(visual) + 1)
 
 
 def _speak(

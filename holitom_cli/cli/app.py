@@ -8,8 +8,12 @@ import typer
 
 from holitom_cli import __version__
 from holitom_cli.cli.ask import ask
+from holitom_cli.cli.batch import batch
 from holitom_cli.cli.config import defaults
+from holitom_cli.cli.doctor import doctor
+from holitom_cli.cli.methods import methods
 from holitom_cli.cli.options import errors_in_a_sentence
+from holitom_cli.cli.pull import pull
 
 app = typer.Typer(
     name="holitom",
@@ -18,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(ask)
+for _command in (ask, batch, methods, doctor, pull):
+    app.command()(_command)
 
 
 def _show_version(wanted: bool) -> None:

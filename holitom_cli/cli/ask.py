@@ -63,7 +63,7 @@ def ask(
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file)
     checkpoint = session.find_checkpoint(model, chosen, talk)
-    rivals = (chosen, methods.get("full")) if baseline else (chosen,)
+    rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
         session.check_room(checkpoint, rival, pipeline.sampled(info, video.num_frames), asked)
     # 2. The model and the frames.

@@ -55,6 +55,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_data(renderable: RenderableType) -> None:
+    """A table that was asked for, on stdout."""
+    Console(highlight=False).print(renderable)
+
+
 def write_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """One JSON document."""
     sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")

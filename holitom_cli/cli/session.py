@@ -37,8 +37,8 @@ def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
     from holitom_cli.model import loading
 
     with talk.busy(f"Loading {checkpoint.source.id}"):
-        device_map = "auto" if options.device_map else None
-        return loading.load(checkpoint, options.device, options.dtype, device_map)
+        spread = "auto" if options.device_map else None
+        return loading.load(checkpoint, options.device, options.dtype, spread)
 
 
 def frames(file: str, options: VideoOptions, talk: Talk) -> Frames:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,13 +31,15 @@ class HoliTom(Method):
     it is lost as a side effect of asking for attention weights), and nothing random breaks ties.
     """
 
-    retain_ratio: float = 0.15  # share of the visual tokens to keep before the language model
-    tau: float = 0.8  # cosine above which a cell counts as unchanged from one frame to the next
-    beta: float = 0.6  # weight of a cluster's centre against the mean of its other members
-    neighbours: int = 7  # nearest tokens that make a token's density
-    max_window: int = 1024  # longest segment in frames
-    inner_layer: int | str = "auto"  # layer before which to merge inside; auto = round(depth * 18/28), or off
-    inner_ratio: float = 0.5  # share of the visual tokens that the merge inside folds away
+    retain_ratio: Annotated[float, "share of the visual tokens to keep before the language model"] = 0.15
+    tau: Annotated[float, "cosine above which a cell counts as unchanged from one frame to the next"] = 0.8
+    beta: Annotated[float, "weight of a cluster's centre against the mean of its other members"] = 0.6
+    neighbours: Annotated[int, "nearest tokens that make a token's density"] = 7
+    max_window: Annotated[int, "longest segment in frames"] = 1024
+    inner_layer: Annotated[
+        int | str, "layer before which to merge inside: auto (round(depth * 18/28)), off or a number"
+    ] = "auto"
+    inner_ratio: Annotated[float, "share of the visual tokens that the merge inside folds away"] = 0.5
 
     needs_attention: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

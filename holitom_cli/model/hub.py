@@ -116,7 +116,7 @@ def plan_download(model: str, revision: str | None = None) -> Download:
         total_bytes=sum(file.file_size or 0 for file in files),
         missing_bytes=sum(file.file_size or 0 for file in files if file.will_download),
         place=place,
-        free_bytes=shutil.disk_usage(_existing_parent(place)).free,
+        free_bytes=shutil.disk_usage(existing_parent(place)).free,
     )
 
 
@@ -208,5 +208,6 @@ def _hub_errors(model: str) -> Iterator[None]:
         ) from error
 
 
-def _existing_parent(place: Path) -> Path:
+def existing_parent(place: Path) -> Path:
+    """The nearest directory that is there already."""
     return next(parent for parent in (place, *place.parents) if parent.exists())

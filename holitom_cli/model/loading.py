@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from holitom_cli.model.preprocess import Preprocessor, read_json, read_preproces
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.types import ModelInfo, ModelShape
 
-DeviceMap = Literal["auto"] | Mapping[str, int | str]
+DeviceMap = str | Mapping[str, int | str]  # "auto", or where each module goes
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holitom_cli.errors import ModelError, UsageError
 from holitom_cli.model.preprocess import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from holitom_cli.model.loading import Model
+    from holitom_cli.types import VisualTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,14 @@ def read_chat(directory: Path, config: Any) -> Chat:
         )
     template = _template(directory, tokenizer)
     return Chat(tokenizer, template, config.video_token_id, _end_ids(directory, config, tokenizer))
+
+
+def prompt_embeds(model: Model, before: list[int], visual: VisualTokens, after: list[int]) -> tuple[Tensor, range]:
+    """The prompt (L, D): text, visual tokens, one newline token, text; and the span of the visual part."""
+    import torch
+
+    parts = (model.embed(torch.tensor(before)), visual.embeds, model.newline[None], model.embed(torch.tensor(after)))
+    return torch.cat(parts), range(len(before), len(before) + len(visual) + 1)
 
 
 def _template(directory: Path, tokenizer: Any) -> str:

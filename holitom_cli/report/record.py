@@ -34,9 +34,12 @@ def document(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> dict
     return _common(answers[0]) | {"results": results}
 
 
-def flat_record(answer: Answer) -> dict[str, Any]:
-    """Return one row about one question: the document's common keys and the result's, side by side."""
-    return _common(answer) | _result(answer)
+def flat_record(answer: Answer, key: str) -> dict[str, Any]:
+    """Return one row about one question: the document's common keys and the result's, side by side.
+
+    `key` is the row's own: the same clip, question, settings and checkpoint have the same.
+    """
+    return {"key": key} | _common(answer) | _result(answer)
 
 
 def error_document(error: HolitomError) -> dict[str, Any]:
@@ -45,10 +48,10 @@ def error_document(error: HolitomError) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "error": fault}
 
 
-def error_record(path: str, question: str, error: HolitomError) -> dict[str, Any]:
+def error_record(path: str, question: str, error: HolitomError, key: str) -> dict[str, Any]:
     """Return the row that stands in for the record of one clip and question."""
     asked = {"video": {"path": _clean(path)}, "question": _clean(question)}
-    return error_document(error) | asked
+    return {"key": key} | error_document(error) | asked
 
 
 def _common(answer: Answer) -> dict[str, Any]:

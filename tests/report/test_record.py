@@ -31,6 +31,7 @@ Json = dict[str, Any]
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "result.schema.json"
 OPEN_MAPS = ("method_settings", "versions")  # their keys belong to the method and to the installation
+KEY = "0123456789abcdef"
 FAULT = VideoError("clip.mp4 holds no video.", "Give a file with a video stream.")
 
 
@@ -69,15 +70,16 @@ ANSWERS = [make_answer, make_baseline, on_cpu, with_one_token, truncated, from_m
 @pytest.mark.parametrize("make", ANSWERS)
 def test_every_answer_fits_the_schema(validator: Draft202012Validator, make: Any) -> None:
     answer = make()
-    for value in (document([answer]), flat_record(answer), document([answer, answer], [make_baseline()] * 2)):
+    for value in (document([answer]), flat_record(answer, KEY), document([answer, answer], [make_baseline()] * 2)):
         validator.validate(json.loads(json.dumps(value, allow_nan=False)))
 
 
 def test_errors_fit_the_schema(validator: Draft202012Validator) -> None:
     error = {"stage": "video", "message": FAULT.message, "hint": FAULT.hint}
     assert error_document(FAULT) == {"schema_version": 1, "error": error}
-    row = error_record("clip.mp4", "Why?", FAULT)
-    assert row == {"schema_version": 1, "video": {"path": "clip.mp4"}, "question": "Why?", "error": error}
+    row = error_record("clip.mp4", "Why?", FAULT, KEY)
+    asked = {"video": {"path": "clip.mp4"}, "question": "Why?"}
+    assert row == {"key": KEY, "schema_version": 1, **asked, "error": error}
     validator.validate(error_document(FAULT))
     validator.validate(row)
 
@@ -119,7 +121,7 @@ def parent(value: Json, path: tuple[str | int, ...]) -> Any:
 
 def documents() -> list[Json]:
     answer = make_answer(frames=make_frames(2), segments=make_segments(1, 2, 60))
-    return [small_document(), flat_record(answer), error_document(FAULT), error_record("a", "b", FAULT)]
+    return [small_document(), flat_record(answer, KEY), error_document(FAULT), error_record("a", "b", FAULT, KEY)]
 
 
 @pytest.mark.parametrize("kind", range(4))
@@ -163,13 +165,13 @@ def test_a_document_has_exactly_these_keys() -> None:
     common = ["schema_version", "video", "sampling", "settings", "model", "versions"]
     assert list(value) == [*common, "results"]
     (result,) = value["results"]
-    assert list(flat_record(make_answer())) == [*common, *result]
+    assert list(flat_record(make_answer(), KEY)) == ["key", *common, *result]
     assert "agrees_with_baseline" not in result
 
 
 def test_figures_arrive_unchanged() -> None:
     answer = make_answer()
-    value = flat_record(answer)
+    value = flat_record(answer, KEY)
     assert value["video"] == {
         "path": "clips/match.mp4",
         "container": "mov,mp4,m4a,3gp,3g2,mj2",
@@ -205,7 +207,7 @@ def test_figures_arrive_unchanged() -> None:
 
 
 def test_frames_that_could_not_be_read_are_counted_and_their_warning_stands_once() -> None:
-    value = flat_record(truncated())
+    value = flat_record(truncated(), KEY)
     assert (value["sampling"]["frames_requested"], value["sampling"]["frames"]) == (32, 19)
     assert value["sampling"]["frames_missing"] == 13
     assert value["sampling"]["warnings"] == ["13 of 32 frames could not be read."]
@@ -213,7 +215,7 @@ def test_frames_that_could_not_be_read_are_counted_and_their_warning_stands_once
 
 
 def test_a_stage_that_did_not_run_is_null() -> None:
-    stages = flat_record(from_memory())["timings"]["stages_ms"]
+    stages = flat_record(from_memory(), KEY)["timings"]["stages_ms"]
     assert list(stages) == list(STAGES)
     assert (stages["vision"], stages["decode"]) == (3.0, None)
 
@@ -234,7 +236,7 @@ def test_a_baseline_for_other_questions_is_refused() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_become_null(validator: Draft202012Validator, number: float) -> None:
     frames = make_frames(video=make_video(duration_seconds=number, frames_per_second=number))
-    value = flat_record(make_answer(frames=frames, method_settings={"tau": np.float32(number)}))
+    value = flat_record(make_answer(frames=frames, method_settings={"tau": np.float32(number)}), KEY)
     assert value["video"]["duration_s"] is value["video"]["frames_per_second"] is None
     assert value["method_settings"] == {"tau": None}
     validator.validate(json.loads(json.dumps(value, allow_nan=False)))
@@ -245,7 +247,7 @@ def test_a_file_name_that_is_no_text_can_be_written() -> None:
     with pytest.raises(UnicodeEncodeError):
         path.encode()
     frames = make_frames(video=make_video(path=path))
-    rows = [flat_record(make_answer(frames=frames)), error_record(path, "Why?", FAULT)]
+    rows = [flat_record(make_answer(frames=frames), KEY), error_record(path, "Why?", FAULT, KEY)]
     for row in rows:
         assert row["video"]["path"] == "clip\\udcff.mp4"
         assert json.dumps(row, ensure_ascii=False).encode()

@@ -1,0 +1,87 @@
+"""Which clips a batch has, and the key that tells a finished question from an open one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from holitom_cli.errors import BatchError, UsageError
+
+ENDINGS = frozenset(
+    f".{ending}"
+    for ending in "3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905
+)
+_BLOCK_BYTES = 65536
+_ROW_BEGINS = b'{"key": "'
+
+
+def find_clips(paths: Iterable[Path]) -> list[Path]:
+    """Files as named, and in folders every visible file with a video's ending, sorted; none twice.
+
+    Raises:
+        UsageError: no clip at all.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        found.update(dict.fromkeys(_clips_in(path) if path.is_dir() else [path]))
+    if not found:
+        raise UsageError("There is no video file in the given folders.", f"Known endings: {' '.join(sorted(ENDINGS))}")
+    return list(found)
+
+
+def clip_identity(path: Path) -> str:
+    """A name for a file's content: its size, and a hash of its first, middle and last block.
+
+    A file that cannot be read is known by its path: it will be an error row.
+    """
+    digest = blake2b(digest_size=16)
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            for start in sorted({0, max(0, (total - _BLOCK_BYTES) // 2), max(0, total - _BLOCK_BYTES)}):
+                file.seek(start)
+                digest.update(file.read(_BLOCK_BYTES))
+    except OSError:
+        return f"unreadable {path}"
+    return f"{total} {digest.hexdigest()}"
+
+
+def question_key(clip: str, question: str, settings: Mapping[str, Any]) -> str:
+    """The key of one row: the same clip, question, settings and model give the same key."""
+    everything = json.dumps([clip, question, settings], sort_keys=True, ensure_ascii=False)
+    return blake2b(everything.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
+def finished_keys(output: Path) -> set[str]:
+    """Keys of the rows with an answer in an output file; rows that a crash tore count as open.
+
+    Raises:
+        BatchError: the file holds something else than rows.
+    """
+    if not output.exists():
+        return set()
+    finished = set()
+    for number, line in enumerate(output.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if "answer" in row:
+                finished.add(row["key"])
+        except (ValueError, TypeError, KeyError) as error:
+            if line.startswith(_ROW_BEGINS[: len(line)]):
+                continue
+            raise BatchError(
+                f"Line {number} of {output} is not a row of a batch, so nothing is added to that file.",
+                "Choose another --output.",
+            ) from error
+    return finished
+
+
+def _clips_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    )

@@ -1,0 +1,80 @@
+"""The plain loop over clips and questions; a bad clip never ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holitom_cli import methods, pipeline, video
+from holitom_cli.batch.manifest import clip_identity, question_key
+from holitom_cli.errors import HolitomError, in_a_sentence
+from holitom_cli.types import Answer, Generation, Watched
+
+if TYPE_CHECKING:
+    from holitom_cli.methods import Method
+    from holitom_cli.model.loading import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done to every clip."""
+
+    questions: Sequence[str]
+    method: Method
+    generation: Generation
+    num_frames: int
+    decode_timeout_seconds: float | None = None
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Everything besides clip and question that an answer depends on."""
+        return {
+            "method": [methods.name_of(self.method), asdict(self.method)],  # type: ignore[call-overload]
+            "generation": asdict(self.generation),
+            "num_frames": self.num_frames,
+            "model": [model.info.id, model.info.revision, model.info.dtype],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One clip and question, and what came of it."""
+
+    key: str
+    clip: Path
+    question: str
+    outcome: Answer | HolitomError
+
+
+def run(model: Model, clips: Sequence[Path], plan: Plan, finished: set[str]) -> Iterator[list[Item]]:
+    """Answer what is not finished yet; yields the new items of each clip, none where all were finished."""
+    settings = plan.settings(model)
+    for clip in clips:
+        identity = clip_identity(clip)
+        keys = {question_key(identity, question, settings): question for question in plan.questions}
+        yield list(_ask_all(model, clip, plan, {key: keys[key] for key in keys if key not in finished}))
+        finished.update(keys)  # the same content under another name
+
+
+def _ask_all(model: Model, clip: Path, plan: Plan, questions: Mapping[str, str]) -> Iterator[Item]:
+    if not questions:
+        return
+    try:
+        watched = _watch(model, clip, plan)
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        for key, question in questions.items():
+            yield Item(key, clip, question, sentence)
+        return
+    for key, question in questions.items():
+        try:
+            answer: Answer | HolitomError = pipeline.ask(model, watched, question, **asdict(plan.generation))
+        except Exception as error:
+            answer = in_a_sentence(error)
+        yield Item(key, clip, question, answer)
+
+
+def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
+    frames = video.read(clip, plan.num_frames, timeout_seconds=plan.decode_timeout_seconds)
+    return pipeline.watch(model, frames, method=plan.method)
