@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -120,16 +120,17 @@ class Clip:
 
     def plan(self, indices: Sequence[int]) -> dict[str, Any]:
         """When the frames are shown (seconds, 0 where unknown), and whether decord may read them."""
-        seconds = self._seconds
         with opened(self.path) as (container, stream):
-            context = stream.codec_context
+            context, tick = stream.codec_context, float(stream.time_base or 0)
+            announced = clock_seconds(stream.metadata.get("DURATION", ""))
             objection = objection_to_decord(
                 container.format.name, context.codec.canonical_name, context.pix_fmt or "unknown", self._table
             )
+        seconds = [pts * tick for pts in self._table.times] if self._counted is None else self._counted
         return {
             "seconds": [seconds[index] - seconds[0] if index < len(seconds) else 0.0 for index in indices],
             "cut_off": self._table.lost > 0,
-            "ends_early": self._ends_early(),
+            "ends_early": early_end_warning(seconds[-1], announced) if seconds else None,
             "objection": objection,
         }
 
@@ -173,30 +174,9 @@ class Clip:
                 if not slots:
                     return
 
-    def _ends_early(self) -> str | None:
-        """A sentence when a Matroska file stops well before the end that its header announces."""
-        with opened(self.path) as (_, stream):
-            clock = stream.metadata.get("DURATION", "")  # of this track alone; sound may well last longer
-        if not re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", clock) or not self._seconds:
-            return None
-        hours, minutes, seconds = map(float, clock.split(":"))
-        announced, found = hours * 3600 + minutes * 60 + seconds, self._seconds[-1]
-        if announced - found <= EARLY_END_SECONDS:
-            return None
-        return f"the file ends after {found:.1f} of {announced:.1f} s; it seems cut off"
-
     @property
     def _total(self) -> int:
         return self._table.total if self._counted is None else len(self._counted)
-
-    @property
-    def _seconds(self) -> list[float]:
-        """Presentation time of every frame that is known to exist, in seconds of the stream's own clock."""
-        if self._counted is not None:
-            return self._counted
-        with opened(self.path) as (_, stream):
-            tick = float(stream.time_base or 0)
-        return [pts * tick for pts in self._table.times]
 
     @cached_property
     def _counted(self) -> list[float] | None:
@@ -247,7 +227,8 @@ class Run:
         """The frame shown at `pts`, later than at the call before; None when decoding does not bring it."""
         start = self._table.start_for(pts)
         if start is not None and self._table.position[start] > max(self._place, 0):
-            self._container.seek(start, stream=self._stream)
+            with suppress(av.FFmpegError):  # a container that cannot seek is read on
+                self._container.seek(start, stream=self._stream)
             self._place, self._frame = -1, None
             self._frames = frames_of(self._packets(self._table.position[start]), self._stream)
         while self._frame is None or self._frame.pts is None or self._frame.pts < pts:
@@ -293,6 +274,21 @@ def duration_seconds(container: InputContainer, stream: VideoStream) -> float | 
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
+
+
+def clock_seconds(clock: str) -> float:
+    """Seconds of Matroska's "HH:MM:SS.fraction", the length of one track; 0 for anything else."""
+    if not re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", clock):
+        return 0.0
+    hours, minutes, seconds = map(float, clock.split(":"))
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def early_end_warning(found: float, announced: float) -> str | None:
+    """A sentence when the last frame stands well before the end that the header announces, both in seconds."""
+    if announced - found <= EARLY_END_SECONDS:
+        return None
+    return f"the file ends after {found:.1f} of {announced:.1f} s; it seems cut off"
 
 
 def short_name(names: str, path: str) -> str:
