@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     )
 
 DEMO = Path(__file__).parent.parent / "holitom_cli" / "assets" / "demo"
+# Of seeds 0 to 23 the one whose answers to three real clips read best:
+# 2 to 60 tokens, ten of twelve ended by themselves, none began with the end.
+SEED = 14
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
@@ -268,4 +271,4 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    make_checkpoint(DEMO, seed=3)  # of seeds 3 to 12 the one whose answers to real clips vary most in length
+    make_checkpoint(DEMO, seed=SEED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.make_demo_checkpoint import DEMO, WORDS, make_checkpoint
+from tests.make_demo_checkpoint import DEMO, SEED, WORDS, make_checkpoint
 
 QUESTION = [
     {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is shown?"}]},
@@ -35,8 +35,8 @@ def model() -> Any:
 
 
 def test_assets_are_what_the_script_makes(tmp_path: Path) -> None:
-    made = make_checkpoint(tmp_path / "demo", seed=3)
-    other = load_file(make_checkpoint(tmp_path / "other", seed=4) / "model.safetensors")
+    made = make_checkpoint(tmp_path / "demo", seed=SEED)
+    other = load_file(make_checkpoint(tmp_path / "other", seed=SEED + 1) / "model.safetensors")
     bundled, again = load_file(DEMO / "model.safetensors"), load_file(made / "model.safetensors")
     assert bundled.keys() == again.keys()
     for name, tensor in bundled.items():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import pytest
@@ -228,6 +229,21 @@ HELP = "from holitom_cli.cli import main; main()"
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"]])
 def test_command_line_starts_without_heavy_libraries(arguments: list[str]) -> None:
     assert loaded_by(HELP, *arguments) == set()
+
+
+def fastest_seconds(code: str, runs: int) -> float:
+    """Wall time of a fresh interpreter, best of some runs because others share the machine."""
+    times = []
+    for _ in range(runs):
+        start = perf_counter()
+        subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, check=True, timeout=60)
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+def test_help_is_there_at_once() -> None:
+    assert fastest_seconds(HELP, runs=5) <= 0.3
+    assert fastest_seconds("import torch", runs=1) > 0.3  # control: loading torch would be seen
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
