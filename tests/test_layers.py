@@ -32,10 +32,11 @@ ROOMS: dict[str, set[str]] = {
     "account": {"errors", "types", "clock", "flops", "methods", "model"},
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "quality": {"errors", "types", "pipeline"},
-    "batch": {"errors", "types", "pipeline"},
+    "batch": {"errors", "types", "video", "methods", "model", "pipeline"},  # clips are read ahead of the model
     "report": {"errors", "types"},
     "cli": {
-        "__init__", "errors", "types", "video", "methods", "model", "pipeline", "quality", "batch", "report",
+        "__init__", "errors", "types", "video", "methods", "model", "account", "pipeline", "quality", "batch",
+        "report",
     },
     "__init__": {"methods", "model", "pipeline"},
     "__main__": {"cli"},
