@@ -24,6 +24,7 @@ from holitom_cli.video.worker import Picture
 
 SILENT_PACKETS = {"vp8"}  # its packets may show nothing (alternate reference frames): count by decoding
 EARLY_END_SECONDS = 1.0  # the last frame is shown for a while, and clocks are rounded
+EARLIER_START_SECONDS = 2.0
 UNTIMED = {"avi"}  # stores no presentation times, and FFmpeg's guesses are out of order with B-frames: likewise
 NOT_VIDEOS = {"image2", "tty"}  # demuxers that make a "video" of a picture or a text
 
@@ -137,38 +138,40 @@ class Clip:
     def read(self, indices: Sequence[int]) -> Iterator[Picture]:
         """Yield those of the frames with these ascending numbers that can be read, in any order.
 
-        Frames that seeking did not bring (the container missed, or the decoder needed an earlier start) are
-        looked for once more from the beginning of the file.
+        Frames that seeking did not bring are looked for once more from an earlier start: the container may have
+        missed the key packet, or the decoder may show nothing until a few groups later (intra refresh).
         """
         if self._counted is not None:
-            yield from self._pick(dict(zip(indices, range(len(indices)), strict=True)), by_time=False)
+            yield from self._pick({index: slot for slot, index in enumerate(indices)})
             return
         times = self._table.times
         slots = {times[index]: slot for slot, index in enumerate(indices) if index < len(times)}
         for pts in self._table.damaged:
             slots.pop(pts, None)
-        for picture in self._seek(dict(slots)):
-            slots = {pts: slot for pts, slot in slots.items() if slot != picture.slot}
-            yield picture
-        if slots:
-            yield from self._pick(slots, by_time=True)
+        for early_seconds in (0.0, EARLIER_START_SECONDS):
+            if not slots:
+                return
+            for pts, picture in self._seek(dict(slots), early_seconds):
+                del slots[pts]
+                yield picture
 
-    def _seek(self, slots: dict[int, int]) -> Iterator[Picture]:
+    def _seek(self, slots: dict[int, int], early_seconds: float) -> Iterator[tuple[int, Picture]]:
         """Frames by presentation time -> slot: seek where that saves decoding, else decode on."""
         with opened(self.path) as (container, stream):
-            run = Run(container, stream, self._table)
+            early = int(early_seconds / stream.time_base) if stream.time_base else 0
+            run = Run(container, stream, self._table, early)
             for pts, slot in slots.items():
                 frame = run.frame_at(pts)
                 if frame is not None:
-                    yield picture_of(frame, slot, run.size)
+                    yield pts, picture_of(frame, slot, run.size)
 
-    def _pick(self, slots: dict[int, int], *, by_time: bool) -> Iterator[Picture]:
-        """Frames by presentation time, or by place in the decoder's output, from decoding everything."""
+    def _pick(self, slots: dict[int, int]) -> Iterator[Picture]:
+        """Frames by place in the decoder's output -> slot, from decoding everything."""
         size = None
         with opened(self.path) as (container, stream):
             for place, frame in enumerate(frames_of(packets_of(container, stream), stream)):
                 size = size or (frame.width, frame.height)
-                slot = slots.pop(frame.pts if by_time else place, None)  # type: ignore[arg-type]
+                slot = slots.pop(place, None)
                 if slot is not None and not frame.is_corrupt:
                     yield picture_of(frame, slot, size)
                 if not slots:
@@ -216,16 +219,16 @@ class Clip:
 class Run:
     """Decoding forward through an open container, with jumps ahead to key packets."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, table: Table) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream, table: Table, early: int) -> None:
         self.size: tuple[int, int] | None = None  # of the first frame; later ones are scaled to it
-        self._container, self._stream, self._table = container, stream, table
+        self._container, self._stream, self._table, self._early = container, stream, table, early
         self._place = -1  # of the last packet handed to the decoder, in decoding order
         self._frames = frames_of(self._packets(0), stream)
         self._frame: VideoFrame | None = None  # decoded last
 
     def frame_at(self, pts: int) -> VideoFrame | None:
         """The frame shown at `pts`, later than at the call before; None when decoding does not bring it."""
-        start = self._table.start_for(pts)
+        start = self._table.start_for(pts, self._early)
         if start is not None and self._table.position[start] > max(self._place, 0):
             with suppress(av.FFmpegError):  # a container that cannot seek is read on
                 self._container.seek(start, stream=self._stream)

@@ -80,13 +80,17 @@ class Table:
                 return False
         return bool(self.packets)
 
-    def start_for(self, pts: int) -> int | None:
+    def start_for(self, pts: int, early: int = 0) -> int | None:
         """Where decoding must start for a frame: the last key packet that is shown no later than it.
 
         A frame that follows a key packet in decoding order but is shown before it (a leading picture of an open
-        group) refers to frames before that key packet, so the order of showing decides.
+        group) refers to frames before that key packet, so the order of showing decides. With `early`, start so
+        many ticks sooner and two groups before that.
         """
-        return max((key for key in self.keys if key <= pts), default=None)
+        before = [key for key in self.keys if key <= pts - early]
+        if early:
+            before = before[:-2] or self.keys[:1]
+        return before[-1] if before else None
 
 
 def starts_closed_group(data: bytes, extradata: bytes) -> bool:

@@ -24,7 +24,7 @@ DECORD_REASON = "first choice for {codec} in closed groups of frames"
 def objection_to_decord(container: str, codec: str, pixel_format: str, table: Table) -> str | None:
     """Why decord must not read this clip, in plain words, or None when it may."""
     if codec not in CODECS:
-        return f"decord is not reliable for {codec.upper()}"
+        return f"decord is exact only for {', '.join(CODECS.values())}, and this is {codec.upper()}"
     if container.split(",", maxsplit=1)[0] not in CONTAINERS:
         return f"decord returns wrong frames from {container} files"
     if pixel_format not in PIXEL_FORMATS:

@@ -24,6 +24,7 @@ BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from holitom_cli.video.worker import main; main()"
 )
+CHILD_OPTIONS = ["-P", "-S"]  # sys.path is handed over: no folder of clips may slip modules in, no need for site
 POLL_SECONDS = 0.1  # on Windows a wait for a queue cannot be interrupted by Ctrl-C, so no wait is long
 REAP_SECONDS = 1.0  # a killed process that the kernel holds in a disk wait is left to be reaped later
 QUEUED_REPLIES = 2  # decoding runs this far ahead of copying
@@ -68,8 +69,8 @@ class Worker:
         self.stopped = False
         self._replies: queue.Queue[Reply | None] = queue.Queue(QUEUED_REPLIES)
         self._complaints: deque[str] = deque(maxlen=20)
-        self._process = subprocess.Popen(  # the site module is skipped: sys.path is handed over whole
-            [sys.executable, "-S", "-c", BOOTSTRAP],
+        self._process = subprocess.Popen(
+            [sys.executable, *CHILD_OPTIONS, "-c", BOOTSTRAP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

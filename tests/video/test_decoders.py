@@ -218,5 +218,6 @@ def test_leading_pictures_start_at_the_group_before() -> None:
     packets = [Packet(pts, pts in (0, 6)) for pts in (0, 2, 1, 6, 4, 5, 8)]
     table = Table(packets)
     assert [table.start_for(pts) for pts in (0, 2, 5, 6, 8)] == [0, 0, 0, 6, 6]
+    assert [table.start_for(pts, early=1) for pts in (0, 8)] == [0, 0]
     assert not table.closed
     assert Table([Packet(pts, pts in (0, 3)) for pts in (0, 2, 1, 3, 5, 4)]).closed

@@ -200,6 +200,23 @@ def test_nothing_leaks(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert resources() == before
 
 
+@pytest.mark.parametrize("options", [worker_link.CHILD_OPTIONS, ["-S"]])
+def test_a_folder_of_clips_cannot_slip_in_code(clip: Path, tmp_path: Path, options: list[str]) -> None:
+    """A json.py beside the clip stays unread; without the option that sees to it, it runs (the control)."""
+    (tmp_path / "json.py").write_text("open('was_run', 'w')\nfrom _json import *")
+    lines = [
+        "import json, os",
+        "from holitom_cli.video import probe, worker_link",
+        f"worker_link.CHILD_OPTIONS = {options}",
+        f"os.chdir({str(tmp_path)!r})",
+        f"probe({str(clip)!r})",
+    ]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=root, capture_output=True, check=False)
+    assert (done.returncode == 0) == (options == worker_link.CHILD_OPTIONS)
+    assert (tmp_path / "was_run").exists() == (options != worker_link.CHILD_OPTIONS)
+
+
 def test_timings_and_frames_belong_to_the_caller(clip: Path) -> None:
     frames = read(clip, 4)
     assert set(frames.timings_ms) == {"probe", "decode"}
