@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from holitom_cli import flops, methods
+from holitom_cli import __version__, flops, methods
 from holitom_cli.types import (
     Answer,
     Flops,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.model.prefill import Prefill
 
-_PACKAGES = ("holitom_cli", "torch", "transformers", "accelerate", "av", "decord")
+_PACKAGES = ("torch", "transformers", "accelerate", "av", "decord")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def _model_warnings(model: Model) -> Iterator[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part in an answer."""
-    found = {}
+    found = {"holitom_cli": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

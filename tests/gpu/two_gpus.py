@@ -1,0 +1,70 @@
+"""A checkpoint spread over two GPUs by accelerate answers as the unspread one does.
+
+python -m tests.gpu.two_gpus
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from holitom_cli import load_model, methods
+from holitom_cli.model.decode import decode_one_token
+from holitom_cli.model.loading import Model
+from holitom_cli.model.prefill import prefill
+from holitom_cli.model.prompt import prompt_embeds
+from holitom_cli.model.vision import encode
+from tests.make_demo_checkpoint import make_checkpoint
+
+_STEPS = 8
+
+
+@torch.inference_mode()
+def logits(model: Model, inner_layer: int | str) -> torch.Tensor:
+    """Logits of the prompt and of 8 decode steps (9, V), with the merge before `inner_layer`."""
+    pixels = torch.randn(6, 3, 384, 384, generator=torch.Generator().manual_seed(0)).to(model.device)
+    method = methods.get("holitom", inner_layer=inner_layer)
+    before, after = model.chat.encode("What is it?")
+    embeds, span = prompt_embeds(model, before, method.compress(encode(model, pixels)), after)
+    reductions = method.reductions(model.checkpoint.depth)
+    state = prefill(model.language_model, model.lm_head, embeds, span, reductions, room=_STEPS)
+    rows, position = [state.logits], state.next_position
+    for token in range(20, 20 + _STEPS):
+        ids = torch.tensor([token], device=embeds.device)
+        rows.append(decode_one_token(model.language_model, model.lm_head, state.cache, ids, position))
+        position = position + 1
+    return torch.cat(rows).float().cpu()
+
+
+def main() -> None:
+    """Spread the language model's layers alternately, everything else on the first GPU."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = make_checkpoint(Path(scratch), dtype=torch.float32)
+        whole = load_model(path, device="cuda:0", dtype="float32")
+        spread_map: dict[str, int | str] = {
+            "model.vision_tower": 1,
+            "model.multi_modal_projector": 0,
+            "model.image_newline": 1,
+            "model.language_model.embed_tokens": 0,
+            "model.language_model.norm": 0,
+            "model.language_model.rotary_emb": 0,
+            "lm_head": 1,
+        } | {f"model.language_model.layers.{index}": index % 2 for index in range(6)}
+        spread = load_model(path, device="cuda:0", dtype="float32", device_map=spread_map)
+        reference = logits(whole, 4)
+        result = {
+            "max_difference": float((logits(spread, 4) - reference).abs().max()),
+            "control_without_merge": float((logits(spread, "off") - reference).abs().max()),
+        }
+        automatic = load_model(path, device="cuda:0", dtype="float32", device_map="auto")
+        result["max_difference_auto"] = float((logits(automatic, 4) - reference).abs().max())
+    print(json.dumps(result))
+    if not result["max_difference"] <= 1e-4 < result["control_without_merge"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
