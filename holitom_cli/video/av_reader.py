@@ -124,6 +124,8 @@ class Clip:
         with opened(self.path) as (container, stream):
             context, tick = stream.codec_context, float(stream.time_base or 0)
             announced = clock_seconds(stream.metadata.get("DURATION", ""))
+            if container.format.name == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
+                announced = stream.frames * tick
             objection = objection_to_decord(
                 container.format.name, context.codec.canonical_name, context.pix_fmt or "unknown", self._table
             )

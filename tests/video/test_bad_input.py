@@ -165,12 +165,12 @@ def test_mp4_with_nothing_but_its_index(clip: Path, tmp_path: Path) -> None:
     assert refusal(cut) == "no frame of cut.mp4 can be decoded"
 
 
-def test_matroska_cut_off_says_so(tmp_path: Path) -> None:
-    whole = clips.make(tmp_path / "whole.mkv", 120).read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
-    frames = read(tmp_path / "cut.mkv", 8)
-    assert "of 4.8 s; it seems cut off" in frames.warnings[0]
-    assert read(tmp_path / "whole.mkv", 8).warnings == ()
+@pytest.mark.parametrize("kind", ["mkv", "avi"])
+def test_a_container_that_ends_early_says_so(tmp_path: Path, kind: str) -> None:
+    whole, cut = clips.make(tmp_path / f"whole.{kind}", 120), tmp_path / f"cut.{kind}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    assert "of 4.8 s; it seems cut off" in read(cut, 8).warnings[0]
+    assert read(whole, 8).warnings == ()
 
 
 @pytest.mark.parametrize("broken", [40, 48])  # a frame in a group, a key frame
