@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "video": {"errors", "types"},
     "methods": {"errors", "types", "algebra"},
     "model": {"errors", "types"},
-    "account": {"errors", "types", "clock", "flops", "methods", "model"},
+    "account": {"__init__", "errors", "types", "clock", "flops", "methods", "model"},
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "quality": {"errors", "types", "pipeline"},
     "batch": {"errors", "types", "video", "methods", "model", "pipeline"},  # clips are read ahead of the model
