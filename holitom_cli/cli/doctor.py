@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 from pathlib import Path
@@ -21,7 +20,6 @@ from holitom_cli.report.text import size
 if TYPE_CHECKING:
     from holitom_cli.types import Frames
 
-_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video")
 _CHECK_QUESTION = "What is shown in the video?"
 
 
@@ -43,7 +41,9 @@ def doctor(
 
     With --check-model the exit code is 1 where the comparison fails.
     """
-    findings = {"program": _program(), "device": _device(), "video": _video(), "cache": _cache()}
+    from holitom_cli.video import capabilities
+
+    findings = {"program": _program(), "device": _device(), "video": dict[str, Any](capabilities()), "cache": _cache()}
     if check_model:
         options = ModelOptions(model=check_model, device=device, dtype=dtype, yes=yes)
         findings["check"] = _check(options, video, num_frames)
@@ -79,19 +79,6 @@ def _device() -> dict[str, Any]:
     return facts | {"number_format": str(choose_dtype("auto", device)).removeprefix("torch.")}
 
 
-def _video() -> dict[str, Any]:
-    import av
-
-    decord = importlib.util.find_spec("decord") is not None
-    decodable = [name for name in _CODECS if name in av.codecs_available]
-    return {
-        "decoders": ["decord", "av"] if decord else ["av"],
-        "codecs": decodable,
-        "codecs_missing": [name for name in _CODECS if name not in decodable],
-        "ffmpeg": ", ".join(f"{name} {'.'.join(map(str, number))}" for name, number in av.library_versions.items()),
-    }
-
-
 def _cache() -> dict[str, Any]:
     from huggingface_hub import constants
 
@@ -120,7 +107,7 @@ def _device_or_cpu() -> Any:
 def _check(options: ModelOptions, clip: str | None, num_frames: int) -> dict[str, Any]:
     from holitom_cli import methods
     from holitom_cli import video as video_room
-    from holitom_cli.model.check import as_record, compare_with_stock
+    from holitom_cli.check import as_record, compare_with_stock
 
     talk = Talk()
     checkpoint = session.find_checkpoint(options, methods.get("full"), talk)

@@ -39,6 +39,45 @@ def decode_one_token(language_model: Any, lm_head: Any, cache: StaticCache, toke
     return logits.to(token.device)
 
 
+class DecodeStep:
+    """`decode_one_token` for one answer: its first tokens one by one, a longer one from a CUDA graph.
+
+    Launching the kernels of a step takes the host longer than the GPU needs to run them; a graph launches them at
+    once. Capturing it costs about as much as one step, so very short answers do without.
+    """
+
+    EAGER_STEPS = 3  # these also let the libraries allocate what a capture must not
+
+    def __init__(self, language_model: Any, lm_head: Any, state: Prefill) -> None:
+        self._parts = (language_model, lm_head, state.cache)
+        self._position = state.next_position.clone()
+        self._token = torch.zeros_like(self._position)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits = state.logits
+        self._steps = 0
+        devices = {parameter.device for parameter in language_model.parameters()}
+        self._graphable = len(devices) == 1 and state.logits.is_cuda
+
+    @torch.inference_mode()
+    def __call__(self, token: Tensor) -> Tensor:
+        """Append the tokens (B,) and return the logits (B, V), valid until the next call."""
+        self._token.copy_(token)
+        self._steps += 1
+        if not self._graphable or self._steps <= self.EAGER_STEPS:
+            return self._run()
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._logits = self._run()
+        self._graph.replay()
+        return self._logits
+
+    def _run(self) -> Tensor:
+        logits = decode_one_token(*self._parts, self._token, self._position)
+        self._position.add_(1)
+        return logits
+
+
 def choose(logits: Tensor, generation: Generation, generator: torch.Generator | None) -> Tensor:
     """The next token of each row: (B, V) -> (B,) int64; -1 where the logits are not finite."""
     scores = logits.float()
@@ -61,7 +100,7 @@ def generate(
     generator = None
     if generation.temperature > 0:
         generator = torch.Generator(state.logits.device).manual_seed(generation.seed)
-    logits, position = state.logits, state.next_position
+    logits, step = state.logits, DecodeStep(language_model, lm_head, state)
     for count in range(1, generation.max_new_tokens + 1):
         token = choose(logits, generation, generator)
         value = int(token[0])
@@ -73,9 +112,7 @@ def generate(
         yield value
         if value in end_ids or count == generation.max_new_tokens:
             return
-        with torch.inference_mode():
-            logits = decode_one_token(language_model, lm_head, state.cache, token, position)
-            position = position + 1
+        logits = step(token)
 
 
 def _nucleus(shares: Tensor, top_p: float) -> Tensor:

@@ -268,7 +268,7 @@ def indexed_count(container: InputContainer, stream: VideoStream) -> int | None:
 
     Other containers only guess, or count before an edit list has taken frames away.
     """
-    entries = stream.index_entries
+    entries = getattr(stream, "index_entries", ())  # from av 17 on; older ones count by demuxing
     if "mp4" not in container.format.name or not stream.frames or len(entries) != stream.frames:
         return None
     return None if any(entry.is_discard for entry in entries) else len(entries)

@@ -16,7 +16,7 @@ import torch
 
 from tests.make_demo_checkpoint import CHAT_TEMPLATE, _generation, _write_json, _write_preprocessors, build_tokenizer
 
-_TEXT = {
+_TEXT: dict[str, dict[str, Any]] = {
     "7b": {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -36,7 +36,8 @@ _TEXT = {
         "tie_word_embeddings": True,
     },
 }
-_TOWER = {
+_ROPE: Any = {"rope_type": "default", "rope_theta": 1e6}
+_TOWER: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 26,
@@ -57,7 +58,7 @@ def write_true_shape(shape: str, directory: Path, device: str = "cuda", seed: in
     )
 
     words = build_tokenizer()
-    text = Qwen2Config(**_TEXT[shape], max_position_embeddings=32768, rope_theta=1e6)
+    text = Qwen2Config(**_TEXT[shape], max_position_embeddings=32768, rope_parameters=_ROPE)
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**_TOWER),
         text_config=text,

@@ -52,7 +52,8 @@ def main() -> None:
             "model.language_model.norm": 0,
             "model.language_model.rotary_emb": 0,
             "lm_head": 1,
-        } | {f"model.language_model.layers.{index}": index % 2 for index in range(6)}
+        }
+        spread_map |= {f"model.language_model.layers.{index}": index % 2 for index in range(6)}
         spread = load_model(path, device="cuda:0", dtype="float32", device_map=spread_map)
         reference = logits(whole, 4)
         result = {
