@@ -111,8 +111,8 @@ class Model:
 def load_model(
     path_or_id: str | Path,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     device_map: DeviceMap | None = None,
 ) -> Model:
@@ -120,8 +120,8 @@ def load_model(
 
     Args:
         path_or_id: a local directory, a hub id that has been downloaded, or "demo".
-        device: auto, cuda, cuda:N, mps or cpu.
-        dtype: auto, bfloat16, float16 or float32.
+        device: auto, cuda, cuda:N, mps or cpu, or torch's own.
+        dtype: auto, bfloat16, float16 or float32, or torch's own.
         revision: branch, tag or commit of a hub id.
         device_map: spread the checkpoint by accelerate: "auto", or {module: device}.
 
@@ -129,7 +129,8 @@ def load_model(
         ModelError: missing, incomplete, or not LLaVA-OneVision.
         DeviceError: the device is absent or too small.
     """
-    return load(read_checkpoint(locate(str(path_or_id), revision)), device, dtype, device_map)
+    checkpoint = read_checkpoint(locate(str(path_or_id), revision))
+    return load(checkpoint, str(device), str(dtype).removeprefix("torch."), device_map)
 
 
 def read_checkpoint(source: Source) -> Checkpoint:

@@ -32,7 +32,7 @@ def prefill(
     language_model: Any,
     lm_head: Any,
     embeds: Tensor,
-    span: range,
+    span: range | slice,
     reductions: Mapping[int, Reduction],
     *,
     room: int = 0,
@@ -53,7 +53,7 @@ def prefill(
     """
     layers = language_model.layers
     cache = StaticCache(len(layers), room)
-    prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], span)
+    prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], range(span.start, span.stop))
     entering = prompt.hidden
     for index, layer in enumerate(layers):
         if reduction := reductions.get(index):
