@@ -67,6 +67,15 @@ def in_a_sentence(error: Exception) -> HolitomError:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return HolitomError(f"{where}{error.strerror}.", "Check the path, its permissions and the free disk space.")
+    if isinstance(error, MemoryError):
+        return HolitomError("The memory of this machine is not enough.", "Use fewer --num-frames.")
     return HolitomError(
-        f"This should not have happened: {type(error).__name__}: {error}", "Run it again with --debug and report it."
+        f"This should not have happened: {type(error).__name__}, {reason(error)}.",
+        "Run it again with --debug and report it.",
     )
+
+
+def reason(error: Exception) -> str:
+    """What an exception of another library says, on one line without a full stop."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or "without a word"

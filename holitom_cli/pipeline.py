@@ -152,11 +152,19 @@ def check_generation(generation: Generation) -> Generation:
         UsageError: a setting outside its range.
     """
     if generation.max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {generation.max_new_tokens}, but has to be at least 1.")
+        raise UsageError(
+            f"Setting max_new_tokens is {generation.max_new_tokens}, but has to be at least 1.",
+            "Change --max-new-tokens.",
+        )
     if not (generation.temperature >= 0 and math.isfinite(generation.temperature)):
-        raise UsageError(f"temperature is {generation.temperature}, but has to be 0 (greedy) or more.")
+        raise UsageError(
+            f"Setting temperature is {generation.temperature}, but has to be 0 (greedy) or more.",
+            "Change --temperature.",
+        )
     if not 0 < generation.top_p <= 1:
-        raise UsageError(f"top_p is {generation.top_p}, but has to be above 0 and at most 1.")
+        raise UsageError(
+            f"Setting top_p is {generation.top_p}, but has to be above 0 and at most 1.", "Change --top-p."
+        )
     return generation
 
 

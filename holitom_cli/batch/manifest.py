@@ -61,14 +61,15 @@ def finished_keys(output: Path) -> set[str]:
     Raises:
         BatchError: the file holds something else than rows.
     """
-    if not output.exists():
+    if not output.is_file():
         return set()
     finished = set()
     for number, line in enumerate(output.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
+            key = row["key"]
             if "answer" in row:
-                finished.add(row["key"])
+                finished.add(key)
         except (ValueError, TypeError, KeyError) as error:
             if line.startswith(_ROW_BEGINS[: len(line)]):
                 continue
@@ -77,6 +78,19 @@ def finished_keys(output: Path) -> set[str]:
                 "Choose another --output.",
             ) from error
     return finished
+
+
+def mend_last_row(output: Path) -> None:
+    """Cut off a last row that a crash tore; a whole one gets the end of line that it lacks."""
+    kept, newline, last = output.read_bytes().rpartition(b"\n")
+    if not last:
+        return
+    with output.open("ab") as file:
+        try:
+            json.loads(last)
+            file.write(b"\n")
+        except ValueError:
+            file.truncate(len(kept) + len(newline))
 
 
 def _clips_in(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,8 +12,9 @@ from holitom_cli.cli.ask import ask
 from holitom_cli.cli.batch import batch
 from holitom_cli.cli.config import defaults
 from holitom_cli.cli.doctor import doctor
+from holitom_cli.cli.failure import errors_in_a_sentence
+from holitom_cli.cli.guard import closed_pipe_is_fine
 from holitom_cli.cli.methods import methods
-from holitom_cli.cli.options import errors_in_a_sentence
 from holitom_cli.cli.pull import pull
 
 app = typer.Typer(
@@ -22,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+TAKE_DEFAULTS = ("ask", "batch")  # from the user's config file; a broken one leaves the other commands alone
 for _command in (ask, batch, methods, doctor, pull):
     app.command()(_command)
 
@@ -34,18 +37,18 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[  # its callback does the work
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001  # its callback does the work
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options of every command."""
+    if context.invoked_subcommand in TAKE_DEFAULTS:
+        context.default_map = {context.invoked_subcommand: defaults()}
 
 
 def run() -> None:
-    """Parse the command line and run a command."""
-    try:
-        with errors_in_a_sentence():
-            chosen = defaults()
-    except typer.Exit as end:
-        raise SystemExit(end.exit_code) from None
-    app(prog_name="holitom", default_map=chosen)
+    """Parse the command line, run a command and exit."""
+    flags = set(sys.argv[1:])
+    with closed_pipe_is_fine(), errors_in_a_sentence(debug="--debug" in flags, as_json="--json" in flags):
+        raise SystemExit(app(prog_name="holitom", standalone_mode=False))

@@ -34,7 +34,7 @@ def ask(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)],
     question: Annotated[
-        str | None, typer.Argument(metavar="[QUESTION]", help="A question; - reads it from stdin.")
+        str | None, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.")
     ] = None,
     questions: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="A question; may be given several times.")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write_json
 from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions, command
+from holitom_cli.errors import BatchError, reason
 from holitom_cli.report.record import error_record, flat_record
 from holitom_cli.report.text import visible
 from holitom_cli.types import Answer, Generation
@@ -61,10 +63,10 @@ def batch(
     generation = pipeline.check_generation(Generation(**asdict(answer)))
     clips = manifest.find_clips(paths)
     finished = manifest.finished_keys(output) if output else set()
-    checkpoint = session.find_checkpoint(model, chosen, talk)
-    session.check_room(checkpoint, chosen, 1, asked)
     plan = runner.Plan(asked, chosen, generation, video.num_frames, video.decode_timeout)
     with _rows(output) as add, _progress(talk, len(clips)) as step:
+        checkpoint = session.find_checkpoint(model, chosen, talk)
+        session.check_room(checkpoint, chosen, 1, asked)
         loaded = session.load(model, checkpoint, talk)
         tally = {"answered": 0, "failed": 0, "skipped": 0}
         for clip, items in zip(clips, runner.run(loaded, clips, plan, finished), strict=True):
@@ -88,20 +90,39 @@ def _row(item: Item) -> Mapping[str, Any]:
 
 @contextmanager
 def _rows(output: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Where rows go: stdout, or the end of a file, on disk before the next clip is begun."""
+    """Where rows go: stdout, or the end of a file, which is not left behind empty."""
     if output is None:
         yield lambda row: write_json(row, indent=None)
         return
-    with output.open("ab") as file:
-        if file.tell() and not output.read_bytes().endswith(b"\n"):
-            file.write(b"\n")  # the torn row stays by itself
+    from holitom_cli.batch.manifest import mend_last_row
 
-        def add(row: Mapping[str, Any]) -> None:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            file.flush()
+    new = not output.exists()
+    try:
+        with output.open("ab", buffering=0) as file:
+            regular = output.is_file()
+            if regular:
+                mend_last_row(output)
+            yield lambda row: _append(file, output, row, lasting=regular)
+    finally:
+        if new and output.is_file() and not output.stat().st_size:
+            output.unlink()
+
+
+def _append(file: FileIO, output: Path, row: Mapping[str, Any], *, lasting: bool) -> None:
+    """Write a whole row, on disk before the next clip is begun, or nothing."""
+    begin = output.stat().st_size
+    rest = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    try:
+        while rest:  # an unbuffered file may take less than it is offered
+            rest = rest[file.write(rest) :]
+        if lasting:
             os.fsync(file.fileno())
-
-        yield add
+    except OSError as error:
+        if lasting:
+            file.truncate(begin)
+        raise BatchError(
+            f"{output} cannot be written: {reason(error)}.", "Make room there and run it again to go on."
+        ) from error
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from typing import Any
 import typer
 
 from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions
-from holitom_cli.errors import UsageError
+from holitom_cli.errors import UsageError, reason
 
-_COMMANDS = ("ask", "batch")
 _GROUPS = (VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
 
 
@@ -21,8 +20,8 @@ def config_file() -> Path:
     return Path(typer.get_app_dir("holitom")) / "config.toml"
 
 
-def defaults() -> dict[str, dict[str, Any]]:
-    """The defaults by command; nothing where there is no file.
+def defaults() -> dict[str, Any]:
+    """The defaults by option; nothing where there is no file.
 
     Raises:
         UsageError: the file is no TOML, or names something that is not an option.
@@ -32,12 +31,12 @@ def defaults() -> dict[str, dict[str, Any]]:
         return {}
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.", "Mend it, or move it away.") from error
+    except (OSError, ValueError) as error:  # neither text nor TOML
+        raise UsageError(f"{path} cannot be read: {reason(error)}.", "Mend it, or move it away.") from error
     values = {key.replace("-", "_"): value for key, value in values.items()}
     known = {field.name for group in _GROUPS for field in fields(group)} - {"yes", "set"}
     if unknown := sorted(set(values) - known):
         raise UsageError(
             f"{path} sets {unknown[0]!r}, which is not an option.", f"Options: {', '.join(sorted(known))}."
         )
-    return dict.fromkeys(_COMMANDS, values)
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,10 @@ class Talk:
 
 def write(text: str) -> None:
     """Data for whoever reads stdout. Control characters that a model makes up do not act on a terminal."""
-    sys.stdout.write("\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text)
+    if sys.stdout.isatty():
+        text = "\n".join(map(visible, text.split("\n")))
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
 
@@ -61,6 +65,7 @@ def print_data(renderable: RenderableType) -> None:
 
 
 def write_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
-    """One JSON document."""
-    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON document; in plain ASCII where stdout is not UTF-8, which is what JSON has to be."""
+    plain = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=plain, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 INTERRUPTED = 130
 _GRACE_SECONDS = 0.3  # for the main thread to end by itself after Ctrl-C
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def watch_for_interrupts() -> None:
@@ -37,16 +39,42 @@ def _end_after_interrupt(reader: socket.socket, writer: socket.socket) -> None:
         from holitom_cli.video import stop_workers
 
         stop_workers()
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), _SHOW_CURSOR)  # a spinner that could not end has hidden it
     os._exit(INTERRUPTED)
+
+
+def open_missing_streams() -> None:
+    """Give a program that was started without standard streams (`>&-`) ones that go nowhere."""
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115  # open as long as the program
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 @contextmanager
 def closed_pipe_is_fine() -> Iterator[None]:
     """A reader that has seen enough (`| head`) ends the program quietly."""
     try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would fail again when the interpreter flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (OSError, SystemExit) as end:
+        if _is_closed_pipe(end) or _is_closed_pipe(end.__context__):  # rich makes an exit of it
+            _discard(sys.stdout, sys.stderr)
+            raise SystemExit(0) from None
+        if isinstance(end, SystemExit):
+            raise
+        _discard(sys.stdout)  # a full disk, say; whoever wrote has told of it
+        raise SystemExit(1) from None
+
+
+def _is_closed_pipe(error: BaseException | None) -> bool:
+    return isinstance(error, BrokenPipeError)
+
+
+def _discard(*streams: TextIO) -> None:
+    """Send the rest nowhere: what is still buffered would fail again when the interpreter flushes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())

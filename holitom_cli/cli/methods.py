@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command()
 def methods(
     *,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method, in full.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the compression methods, or describe one with its settings."""

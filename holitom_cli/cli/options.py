@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from holitom_cli.cli.console import Talk, write_json
-from holitom_cli.cli.guard import closed_pipe_is_fine
-from holitom_cli.errors import HolitomError, UsageError, in_a_sentence
-from holitom_cli.report.record import error_document
-from holitom_cli.report.terminal import error_line
+from holitom_cli.cli.failure import errors_in_a_sentence
+from holitom_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
 
 _VIDEO, _MODEL, _METHOD, _ANSWER = "Video", "Model", "Compression", "Answer"
+_SETTINGS = ("retain_ratio", "tau", "beta", "neighbours", "max_window", "inner_layer", "inner_ratio")
+_NEAREST = 2  # on the command line itself
 
 
 def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
@@ -35,7 +33,13 @@ class VideoOptions:
     num_frames: Annotated[int, _option("--num-frames", "Frames to sample, uniformly.", _VIDEO, min=1)] = 32
     decode_timeout: Annotated[
         float | None,
-        _option("--decode-timeout", "Seconds before a decoder that hangs is killed [by the clip's length].", _VIDEO),
+        _option(
+            "--decode-timeout",
+            "Seconds before a decoder that hangs is killed.",
+            _VIDEO,
+            min=1,
+            show_default="by the clip's length",
+        ),
     ] = None
 
 
@@ -45,7 +49,7 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _option("--model", "A directory, a hub id, or demo [7B or 0.5B, by the card's memory].", _MODEL),
+        _option("--model", "A directory, a hub id, or demo.", _MODEL, show_default="7B or 0.5B, by the card's memory"),
     ] = None
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _MODEL)] = None
     device: Annotated[str, _option("--device", "auto, cuda, cuda:N, mps or cpu.", _MODEL)] = "auto"
@@ -64,20 +68,31 @@ class MethodOptions:
     method: Annotated[str, _option("--method", "Compression method, see: holitom methods.", _METHOD)] = "holitom"
     preset: Annotated[str | None, _option("--preset", "The paper's settings: 25, 20, 15 or 10.", _METHOD)] = None
     retain_ratio: Annotated[
-        float | None, _option("--retain-ratio", "Share of visual tokens to keep [0.15].", _METHOD)
+        float | None, _option("--retain-ratio", "Share of visual tokens to keep.", _METHOD, show_default="0.15")
     ] = None
-    tau: Annotated[float | None, _option("--tau", "Cosine above which a cell is unchanged [0.8].", _METHOD)] = None
-    beta: Annotated[float | None, _option("--beta", "Weight of a cluster's centre [0.6].", _METHOD)] = None
+    tau: Annotated[
+        float | None, _option("--tau", "Cosine above which a cell is unchanged.", _METHOD, show_default="0.8")
+    ] = None
+    beta: Annotated[float | None, _option("--beta", "Weight of a cluster's centre.", _METHOD, show_default="0.6")] = (
+        None
+    )
     neighbours: Annotated[
-        int | None, _option("--neighbours", "Neighbours that make a token's density [7].", _METHOD)
+        int | None, _option("--neighbours", "Neighbours that make a token's density.", _METHOD, show_default="7")
     ] = None
-    max_window: Annotated[int | None, _option("--max-window", "Longest segment in frames [1024].", _METHOD)] = None
+    max_window: Annotated[
+        int | None, _option("--max-window", "Longest segment in frames.", _METHOD, show_default="1024")
+    ] = None
     inner_layer: Annotated[
         str | None,
-        _option("--inner-layer", "Layer to merge before inside the model: auto, off or a number [auto].", _METHOD),
+        _option(
+            "--inner-layer",
+            "Layer to merge before inside the model: auto, off or a number.",
+            _METHOD,
+            show_default="auto",
+        ),
     ] = None
     inner_ratio: Annotated[
-        float | None, _option("--inner-ratio", "Share that the merge inside folds away [0.5].", _METHOD)
+        float | None, _option("--inner-ratio", "Share that the merge inside folds away.", _METHOD, show_default="0.5")
     ] = None
     set: Annotated[
         list[str] | None,
@@ -87,17 +102,23 @@ class MethodOptions:
     def build(self, context: typer.Context) -> Method:
         """The method with its settings checked.
 
-        What the environment or the config file say applies where the method has such a setting.
+        What the environment or the config file say applies where the method has such a setting, and where no preset
+        was named nearer to the command line.
         """
         from holitom_cli import methods
 
-        names = {field.name for field in methods.settings_of(methods.find(self.method))}
+        cls = methods.find(self.method)
+        fitting = {field.name for field in methods.settings_of(cls)} | ({"preset"} if cls.presets else set())
         given = {
-            name: getattr(self, name)
-            for name in ("retain_ratio", "tau", "beta", "neighbours", "max_window", "inner_layer", "inner_ratio")
-            if getattr(self, name) is not None and (name in names or _on_command_line(context, name))
+            name: value
+            for name in ("preset", *_SETTINGS)
+            if (value := getattr(self, name)) is not None and (name in fitting or _nearness(context, name) == _NEAREST)
         }
-        return methods.get(self.method, preset=self.preset, **given, **self._pairs())
+        preset = given.pop("preset", None)
+        if preset is not None:
+            floor = _nearness(context, "preset")
+            given = {name: value for name, value in given.items() if _nearness(context, name) >= floor}
+        return methods.get(self.method, preset=preset, **{**given, **self._pairs()})
 
     def _pairs(self) -> dict[str, str]:
         pairs = {}
@@ -116,7 +137,7 @@ class AnswerOptions:
     max_new_tokens: Annotated[int, _option("--max-new-tokens", "Longest answer, in tokens.", _ANSWER, min=1)] = 256
     temperature: Annotated[float, _option("--temperature", "0 is greedy.", _ANSWER)] = 0.0
     top_p: Annotated[float, _option("--top-p", "Sample from the likeliest tokens of this mass.", _ANSWER)] = 1.0
-    seed: Annotated[int, _option("--seed", "Seed of the sampling.", _ANSWER)] = 0
+    seed: Annotated[int, _option("--seed", "Seed of the sampling.", _ANSWER, min=0, max=2**63 - 1)] = 0
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="HOLITOM_DEBUG")]
@@ -137,7 +158,7 @@ def command(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None
         def run(**values: Any) -> None:
             debug, as_json = values.pop("debug"), bool(values.get("json", False))
             filled = [group(**{item.name: values.pop(item.name) for item in _parameters(group)}) for group in groups]
-            with closed_pipe_is_fine(), errors_in_a_sentence(debug=debug, as_json=as_json):
+            with errors_in_a_sentence(debug=debug, as_json=as_json):
                 function(*filled, **values)
 
         extra = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
@@ -159,27 +180,8 @@ def _parameters(group: type) -> list[inspect.Parameter]:
     ]
 
 
-def _on_command_line(context: typer.Context, name: str) -> bool:
+def _nearness(context: typer.Context, name: str) -> int:
+    """How near to the command line an option was given."""
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-@contextmanager
-def errors_in_a_sentence(*, debug: bool = False, as_json: bool = False) -> Iterator[None]:
-    """End with the error's exit code after telling it; `debug` lets its traceback through."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        _tell(in_a_sentence(error), as_json=as_json)
-
-
-def _tell(error: HolitomError, *, as_json: bool) -> None:
-    if as_json:
-        write_json(error_document(error))
-    else:
-        Talk().insist(error_line(error))
-    raise typer.Exit(error.exit_code)
+    order = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+    return order.index(source.name) if source is not None and source.name in order else -1

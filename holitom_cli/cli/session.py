@@ -11,7 +11,7 @@ import typer
 
 from holitom_cli.cli.console import Talk
 from holitom_cli.cli.options import ModelOptions, VideoOptions
-from holitom_cli.errors import ModelError, UsageError
+from holitom_cli.errors import UsageError, reason
 from holitom_cli.report.text import size
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
     from holitom_cli.types import Frames
+
+_EXAMPLE = 'As in: -q "What happens?"'
 
 
 def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkpoint:
@@ -60,17 +62,38 @@ def check_room(checkpoint: Checkpoint, method: Method, frame_count: int, questio
 
 def read_questions(single: str | None, several: Sequence[str] | None, file: Path | None) -> list[str]:
     """All questions, from the argument (- is stdin), the options and a file with one a line."""
-    asked = [sys.stdin.read().strip() if single == "-" else single] if single is not None else []
+    asked = [_from_stdin() if single == "-" else single] if single is not None else []
     asked += several or []
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"The questions in {file} cannot be read: {error}.", "Give a text file.") from error
-        asked += [line.strip() for line in lines if line.strip()]
-    if not asked or not all(question.strip() for question in asked):
-        raise UsageError("There is no question." if not asked else "A question is empty.", 'As in: -q "What happens?"')
+    asked += _from_file(file) if file is not None else []
+    if not asked:
+        raise UsageError("There is no question.", _EXAMPLE)
+    for question in asked:
+        _check(question)
     return asked
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The question on stdin cannot be read: {reason(error)}.", "Give text in UTF-8.") from error
+
+
+def _from_file(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The questions in {file} cannot be read: {reason(error)}.", "Give a text file.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _check(question: str) -> None:
+    if not question.strip():
+        raise UsageError("A question is empty.", _EXAMPLE)
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"The question {question!r} is not valid text.", "Give text in UTF-8.") from error
 
 
 def fetch(model: str, revision: str | None, talk: Talk, *, yes: bool) -> Source:
@@ -81,6 +104,7 @@ def fetch(model: str, revision: str | None, talk: Talk, *, yes: bool) -> Source:
         plan = hub.plan_download(model, revision)
     if plan.missing_bytes:
         talk.insist(_describe(plan))
+        hub.check_space(plan)
         _agree(plan, yes=yes)
     return hub.download(plan)
 
@@ -90,16 +114,13 @@ def _source(options: ModelOptions, talk: Talk) -> Source:
     from holitom_cli.model.device import choose_device
 
     device = choose_device(options.device)
-    name, reason = (options.model, "") if options.model else hub.default_model(device)
-    if reason:
-        talk.say(f"Using {name}: {reason}.")
+    name, why = (options.model, "") if options.model else hub.default_model(device)
+    if why:
+        talk.say(f"Using {name}: {why}.")
     try:
-        return hub.locate(name, options.revision, reason)
-    except hub.NotHereError as missing:
-        try:
-            return fetch(name, options.revision, talk, yes=options.yes)
-        except ModelError as failed:
-            raise ModelError(f"{missing.message} {failed.message}", failed.hint) from failed
+        return hub.locate(name, options.revision, why)
+    except hub.NotHereError:
+        return fetch(name, options.revision, talk, yes=options.yes)
 
 
 def _describe(plan: Download) -> str:
@@ -116,4 +137,5 @@ def _agree(plan: Download, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"{plan.id} has to be downloaded first.", f"Run: holitom pull {plan.id} --yes")
-    typer.confirm("Download it?", abort=True, err=True)
+    if not typer.confirm("Download it?", err=True):
+        raise UsageError(f"{plan.id} was not downloaded.", "Give a local directory, or use --model demo.")

@@ -108,4 +108,4 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
                 continue
     if str in getattr(kind, "__args__", (kind,)):
         return value
-    raise MethodError(f"{key} is {value!r}, which is not a number.", f"Give a number: {key}=0.5, say.")
+    raise MethodError(f"Setting {key} is {value!r}, which is not a number.", f"Give a number: {key}=0.5, say.")

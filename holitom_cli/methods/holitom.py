@@ -197,4 +197,4 @@ def _marked(mask: Tensor, count: int) -> Tensor:
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise MethodError(f"{name} is {value}, but has to be {wanted}.", f"Change --{name.replace('_', '-')}.")
+        raise MethodError(f"Setting {name} is {value}, but has to be {wanted}.", f"Change --{name.replace('_', '-')}.")

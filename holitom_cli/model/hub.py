@@ -120,11 +120,11 @@ def plan_download(model: str, revision: str | None = None) -> Download:
     )
 
 
-def download(plan: Download) -> Source:
-    """Get a checkpoint; finished files are kept if it is interrupted.
+def check_space(plan: Download) -> None:
+    """Refuse a download that the disk has no room for.
 
     Raises:
-        ModelError: not enough disk, or the hub failed.
+        ModelError: not enough disk.
     """
     if plan.missing_bytes > plan.free_bytes:
         need, free = plan.missing_bytes / 1024**3, plan.free_bytes / 1024**3
@@ -132,6 +132,14 @@ def download(plan: Download) -> Source:
             f"{plan.id} needs {need:.1f} GiB more, but {plan.place} has {free:.1f} GiB free.",
             "Free some space, or set HF_HOME to a directory on another disk.",
         )
+
+
+def download(plan: Download) -> Source:
+    """Get a checkpoint; finished files are kept if it is interrupted.
+
+    Raises:
+        ModelError: the hub failed.
+    """
     from huggingface_hub import snapshot_download
 
     with _hub_errors(plan.id):
@@ -201,9 +209,9 @@ def _hub_errors(model: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{model} has no such revision.", "Leave --revision out for the newest.") from error
     except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{model} cannot be downloaded: {reason}",
+            f"{model} cannot be downloaded: {first.partition('. ')[0].rstrip('.')}.",
             "Check the network and HF_HUB_OFFLINE, give a local directory, or use --model demo.",
         ) from error
 
