@@ -97,15 +97,24 @@ def _choices(what: str, names: Mapping[str, Any]) -> str:
 
 
 def _parse(key: str, value: Any, kind: Any) -> Any:
-    """Turn command-line text into the field's type; a value that has the type already passes."""
-    if not isinstance(value, str):
+    """Turn command-line text into the field's type, and refuse values of another type."""
+    kinds = getattr(kind, "__args__", (kind,))
+    if not isinstance(value, str) and _has_type(value, kinds):
         return value
     for convert in (int, float):
-        if convert in getattr(kind, "__args__", (kind,)):
+        if isinstance(value, str) and convert in kinds:
             try:
                 return convert(value)
             except ValueError:
                 continue
-    if str in getattr(kind, "__args__", (kind,)):
+    if isinstance(value, str) and str in kinds:
         return value
-    raise MethodError(f"Setting {key} is {value!r}, which is not a number.", f"Give a number: {key}=0.5, say.")
+    wanted, example = ("a whole number", 7) if int in kinds else ("a number", 0.5)
+    raise MethodError(f"Setting {key} is {value!r}, which is not {wanted}.", f"Give {wanted}: {key}={example}, say.")
+
+
+def _has_type(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a value is of one of these types; a whole number will do for a float, True for neither."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
