@@ -84,7 +84,8 @@ def choose(logits: Tensor, generation: Generation, generator: torch.Generator | 
     if generation.temperature == 0:
         token = scores.argmax(-1)
     else:
-        shares = (scores / generation.temperature).softmax(-1).nan_to_num(0.0).clamp_min(1e-30)
+        behind = scores - scores.amax(-1, keepdim=True)  # finite for the likeliest at the smallest temperature
+        shares = (behind / max(generation.temperature, 1e-30)).softmax(-1).nan_to_num(0.0).clamp_min(1e-30)
         token = torch.multinomial(_nucleus(shares, generation.top_p), 1, generator=generator)[:, 0]
     return torch.where(scores.isfinite().all(-1), token, -1)
 
