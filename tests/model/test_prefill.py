@@ -210,7 +210,10 @@ def test_rows_of_different_lengths_decode_side_by_side() -> None:
     model = small_qwen2()
     prompts = [(random_prompt(model, 30, 1), range(4, 25)), (random_prompt(model, 17, 2), range(2, 9))]
     alone = [ours(model, embeds, span, PLANS["several"]) for embeds, span in prompts]
-    states = [prefill(model.model, model.lm_head, embeds, span, PLANS["several"]) for embeds, span in prompts]
+    states = [
+        prefill(model.model, model.lm_head, embeds, span, PLANS["several"], room=len(APPENDED))
+        for embeds, span in prompts
+    ]
     joined = StaticCache(DEPTH, 0)
     for layer in range(DEPTH):
         room = max(state.cache.keys[layer].shape[2] for state in states)
