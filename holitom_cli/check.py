@@ -14,17 +14,21 @@ from holitom_cli import methods
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.decode import generate
 from holitom_cli.model.loading import Model
-from holitom_cli.model.prefill import prefill
+from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import prompt_embeds
 from holitom_cli.types import Frames, Generation
 
 _FLOAT32_ALLOWED = 1e-4  # absolute, in logits
 _PIXELS_ALLOWED = 1 / 255
+_SCATTER = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was measured. Relative errors are norm(a - b) / norm(b) over the last prompt token's logits."""
+    """What was measured, over the logits of the Q prompt tokens after the video.
+
+    Relative errors are norm(a - b) / norm(b).
+    """
 
     checkpoint: str
     dtype: str
@@ -39,13 +43,17 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether ours is as near to the stock model as the number format lets two attention kernels be."""
+        """Whether ours is as near to the stock model as the number format lets two attention kernels be.
+
+        In bfloat16 and float16 every difference, however small, grows to the same floor within a few layers, so two
+        right answers scatter around it.
+        """
         pixels = self.preprocessing_mean_difference
         if pixels is not None and pixels > _PIXELS_ALLOWED:
             return False
         if self.dtype == "float32":
             return self.logits_max_difference <= _FLOAT32_ALLOWED and self.tokens_equal == self.tokens_compared
-        return self.logits_relative_error <= self.stock_relative_error
+        return self.logits_relative_error <= _SCATTER * self.stock_relative_error
 
 
 @torch.inference_mode()
@@ -60,6 +68,7 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
     visual = methods.get("full").compress(vision.encode(model, pixels, attention=False))
     embeds, span = prompt_embeds(model, before, visual, after)
     state = prefill(model.language_model, model.lm_head, embeds, span, {}, room=max_new_tokens)
+    ours = _tail_logits(model, state, len(after))
     ids = list(generate(model.language_model, model.lm_head, state, Generation(max_new_tokens), model.chat.end_ids))
     # 2. The library's.
     video_ids = [model.chat.video_token_id] * len(span)
@@ -68,10 +77,10 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
         "pixel_values_videos": pixels[None].to(model.dtype),
     }
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    stock = _logits(model, inputs)
+    stock = _stock_logits(model, inputs, len(after))
     stock_ids = _stock_greedy(model, inputs, max_new_tokens)
     with _attention(model, "eager"):
-        eager = _logits(model, inputs)
+        eager = _stock_logits(model, inputs, len(after))
     # 3. The difference.
     return Comparison(
         checkpoint=model.info.id,
@@ -79,8 +88,8 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
         frames=len(frames),
         prompt_tokens=len(embeds),
         preprocessing_mean_difference=_preprocessing_difference(model, frames, pixels),
-        logits_max_difference=float((state.logits[0].float() - stock).abs().max()),
-        logits_relative_error=_relative(state.logits[0].float(), stock),
+        logits_max_difference=float((ours - stock).abs().max()),
+        logits_relative_error=_relative(ours, stock),
         stock_relative_error=_relative(eager, stock),
         tokens_equal=_common_start(ids, stock_ids),
         tokens_compared=max(len(ids), len(stock_ids)),
@@ -92,8 +101,16 @@ def as_record(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison) | {"passed": comparison.passed}
 
 
-def _logits(model: Model, inputs: dict[str, Tensor]) -> Tensor:
-    return model.network(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1].float()  # type: ignore[no-any-return]
+def _tail_logits(model: Model, state: Prefill, rows: int) -> Tensor:
+    """Our logits of the last prompt tokens, (rows, V) float32."""
+    hidden = model.language_model.norm(state.hidden[:, -rows:])
+    return model.lm_head(hidden)[0].float().to(model.device)  # type: ignore[no-any-return]
+
+
+def _stock_logits(model: Model, inputs: dict[str, Tensor], rows: int) -> Tensor:
+    """The library's logits of the last prompt tokens, (rows, V) float32."""
+    output = model.network(**inputs, logits_to_keep=rows, use_cache=False)
+    return output.logits[0].float().to(model.device)  # type: ignore[no-any-return]
 
 
 def _stock_greedy(model: Model, inputs: dict[str, Tensor], max_new_tokens: int) -> list[int]:

@@ -96,7 +96,8 @@ class _Prompt:
     def start(cls, language_model: Any, hidden: Tensor, span: range) -> _Prompt:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rows = torch.arange(len(span), device=hidden.device)
-        return cls(hidden, positions, language_model.rotary_emb(hidden, positions), span, rows, rows)
+        cos, sin = language_model.rotary_emb(hidden, positions)
+        return cls(hidden, positions, (cos.to(hidden.device), sin.to(hidden.device)), span, rows, rows)
 
     @property
     def visual(self) -> Tensor:

@@ -42,8 +42,9 @@ def measure(shape: str, clip: Path, out: Path) -> dict[str, Any]:
     loaded = time.perf_counter()
     frames = video.read(clip, 32)
     check = as_record(compare_with_stock(model, frames, _QUESTION, max_new_tokens=32))
-    graph = compare_graph(model, frames)
     del model
+    torch.cuda.empty_cache()
+    graph = {name: compare_graph(load_model(checkpoint, dtype=name), frames) for name in ("float32", "bfloat16")}
     torch.cuda.empty_cache()
     ask = [sys.executable, "-m", "holitom_cli", "ask", str(clip), _QUESTION, "--model", str(checkpoint)]
     options = ["--baseline", "--max-new-tokens", "64"]
@@ -123,12 +124,11 @@ def main() -> None:
         print(f"stock eager to stock SDPA {check['stock_relative_error']:.2e}, ", end="")
         print(f"greedy tokens alike {check['tokens_equal']} of {check['tokens_compared']}, ", end="")
         print(f"preprocessing {check['preprocessing_mean_difference']}")
-        graph = row["graph"]
-        print(
-            f"  step from a graph {graph['graphed_ms']:.2f} ms, plain {graph['plain_ms']:.2f} ms, logits differ by ",
-            end="",
-        )
-        print(f"{graph['max_difference']:.1e} (control {graph['control_shifted_positions']:.1e})")
+        for name, graph in row["graph"].items():
+            print(
+                f"  step in {name}: {graph['graphed_ms']:.2f} ms from a graph, {graph['plain_ms']:.2f} plain, ", end=""
+            )
+            print(f"differing by {graph['max_difference']:.1e} (control {graph['control_shifted_positions']:.1e})")
         for result in row["results"]:
             print(f"  {result['method']:8} {result['visual']:5} tokens, TTFT {result['ttft_ms']:.1f} ms, ", end="")
             print(f"{result['tpot_ms']:.2f} ms a token, peak {result['device_peak_bytes'] / 2**30:.1f} GiB")
