@@ -273,7 +273,7 @@ def _readable(source: Source) -> Iterator[None]:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"{source.id} cannot be loaded: {reason}", "Check that it is complete, or download it again."
+            f"{source.id} cannot be loaded: {reason.rstrip('.')}.", "Check that it is complete, or download it again."
         ) from error
 
 

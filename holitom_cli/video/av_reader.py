@@ -39,8 +39,8 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
-            f"{shown(path)} is not a video that can be read",
-            "it may be cut off, damaged or another kind of file; try to play it or copy it again",
+            f"{shown(path)} is not a video that can be read.",
+            "It may be cut off, damaged or another kind of file: try to play it or copy it again.",
         ) from error
     with container:
         yield container, moving_pictures(path, container)
@@ -51,15 +51,17 @@ def moving_pictures(path: str, container: InputContainer) -> VideoStream:
     kind = container.format.name
     if kind in NOT_VIDEOS or kind.endswith("_pipe"):
         what = f"is not a video but a {kind.removesuffix('_pipe')} file"
-        raise VideoError(f"{shown(path)} {what}", "give a file with a video stream")
+        raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
-                raise VideoError(f"{shown(path)} is in a format that this FFmpeg cannot decode", "convert it to H.264")
+                raise VideoError(
+                    f"{shown(path)} is in a format that this FFmpeg cannot decode.", "Convert it to H.264."
+                )
             stream.thread_type = "AUTO"
             return stream
     what = "has sound but no moving pictures" if container.streams.audio else "holds no video"
-    raise VideoError(f"{shown(path)} {what}", "give a file with a video stream")
+    raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
@@ -100,7 +102,7 @@ class Clip:
             first = next(frames_of(packets_of(container, stream), stream), None)
             if first is None:
                 raise VideoError(
-                    f"no frame of {shown(self.path)} can be decoded", "the file seems damaged; copy it again"
+                    f"No frame of {shown(self.path)} can be decoded.", "The file seems damaged: copy it again."
                 )
             rotation = round(-first.rotation / 90) % 4 * 90  # the container counts counter-clockwise
             width, height = first.width, first.height
@@ -293,7 +295,7 @@ def early_end_warning(found: float, announced: float) -> str | None:
     """A sentence when the last frame stands well before the end that the header announces, both in seconds."""
     if announced - found <= EARLY_END_SECONDS:
         return None
-    return f"the file ends after {found:.1f} of {announced:.1f} s; it seems cut off"
+    return f"The file ends after {found:.1f} of {announced:.1f} s; it seems cut off."
 
 
 def short_name(names: str, path: str) -> str:

@@ -30,7 +30,7 @@ Decoder = Literal["auto", "decord", "av"]
 PROBE_SECONDS = 30.0
 SLOWEST_DISK_BYTES_PER_SECOND = 20e6  # some containers must be read whole before their frames are known
 DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is faster than that
-MORE_TIME = "allow more time, or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
+MORE_TIME = "Allow more time (--decode-timeout), or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
 def probe(path: str | Path, *, timeout_seconds: float = PROBE_SECONDS) -> VideoInfo:
@@ -59,7 +59,7 @@ def read(
     decoded. Raises VideoError when none can be read, UsageError for num_frames < 1.
     """
     if num_frames < 1:
-        raise UsageError(f"{num_frames} frames were asked for", "ask for at least 1")
+        raise UsageError(f"{num_frames} frames were asked for.", "Ask for at least 1.")
     started = time.perf_counter()
     file = readable_file(path)
     with Worker() as worker:
@@ -126,7 +126,7 @@ class Shots:
         if not missing:
             return None
         state = "cut off" if cut_off else "damaged"
-        return f"{missing} of {len(self.filled)} frames could not be read; the file seems {state}"
+        return f"{missing} of {len(self.filled)} frames could not be read; the file seems {state}."
 
 
 class Task:
@@ -208,9 +208,9 @@ def user_error(file: str, failures: list[tuple[str, WorkerError]], timeout_secon
         return VideoError(str(last), last.hint)
     who = " and ".join(name for name, _ in failures)
     if all(isinstance(error, WorkerTimeoutError) for _, error in failures):
-        return VideoError(f"{shown(file)} could not be read within {timeout_seconds:g} s ({who})", MORE_TIME)
+        return VideoError(f"{shown(file)} could not be read within {timeout_seconds:g} s ({who}).", MORE_TIME)
     story = "; ".join(f"{name} {error}" for name, error in failures)
     return VideoError(
-        f"{shown(file)} could not be read: {story}",
-        "the file may be damaged; try to play it, or copy it again",
+        f"{shown(file)} could not be read: {story}.",
+        "The file may be damaged: try to play it, or copy it again.",
     )

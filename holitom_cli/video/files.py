@@ -24,16 +24,16 @@ def readable_file(path: str | Path) -> str:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise VideoError(f"{name} is a directory, not a video", "name one file in it, or use holitom batch")
+            raise VideoError(f"{name} is a directory, not a video.", "Name one file in it, or use holitom batch.")
         if not stat.S_ISREG(status.st_mode):
-            raise VideoError(f"{name} is not a regular file", "save the stream to a file first")
+            raise VideoError(f"{name} is not a regular file.", "Save the stream to a file first.")
         with file.open("rb"):
             pass
     except FileNotFoundError:
-        raise VideoError(f"there is no file {name}", f"looked in {file.parent}") from None
+        raise VideoError(f"There is no file {name}.", f"Looked in {file.parent}.") from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise VideoError(f"{name} cannot be opened: {reason}", "check the path and its permissions") from None
+        raise VideoError(f"{name} cannot be opened: {reason}.", "Check the path and its permissions.") from None
     if status.st_size == 0:
-        raise VideoError(f"{name} is empty (0 bytes)", "the download or copy may not have finished")
+        raise VideoError(f"{name} is empty (0 bytes).", "The download or copy may not have finished.")
     return str(file)

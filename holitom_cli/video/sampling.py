@@ -27,4 +27,4 @@ def spacing_warning(seconds: FloatArray) -> str | None:
     widest = float(np.diff(seconds).max(initial=0.0))
     if widest <= WIDE_GAP_SECONDS:
         return None
-    return f"frames are {widest:.1f} s apart; short events may be missed; raise --num-frames"
+    return f"Frames are {widest:.1f} s apart, so short events may be missed; raise --num-frames."

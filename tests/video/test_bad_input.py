@@ -52,7 +52,7 @@ def sound(path: Path, *, cover: bool = False) -> Path:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.mp4") == "there is no file none.mp4"
+    assert refusal(tmp_path / "none.mp4") == "There is no file none.mp4."
 
 
 def test_directory(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_directory(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "e.mp4").touch()
-    assert refusal(tmp_path / "e.mp4") == "e.mp4 is empty (0 bytes)"
+    assert refusal(tmp_path / "e.mp4") == "e.mp4 is empty (0 bytes)."
 
 
 @pytest.mark.parametrize("content", [b"not a video\n" * 50, bytes(range(256)) * 40])
@@ -73,26 +73,26 @@ def test_junk(tmp_path: Path, content: bytes, name: str) -> None:
 
 def test_picture(tmp_path: Path) -> None:
     clips.make(tmp_path / "p.png", 1, "png", pix_fmt="rgb24", container_options={"update": "1"})
-    assert refusal(tmp_path / "p.png") == "p.png is not a video but a png file"
+    assert refusal(tmp_path / "p.png") == "p.png is not a video but a png file."
 
 
 def test_sound_only(tmp_path: Path) -> None:
-    assert refusal(sound(tmp_path / "a.mp4")) == "a.mp4 has sound but no moving pictures"
+    assert refusal(sound(tmp_path / "a.mp4")) == "a.mp4 has sound but no moving pictures."
 
 
 def test_cover_picture_is_not_a_video(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.mp4", cover=True)
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
-    assert refusal(path) == "a.mp4 has sound but no moving pictures"
+    assert refusal(path) == "a.mp4 has sound but no moving pictures."
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 @pytest.mark.timeout(10)
 def test_fifo_and_device_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert refusal(tmp_path / "pipe.mp4") == "pipe.mp4 is not a regular file"
-    assert refusal("/dev/zero") == "zero is not a regular file"
+    assert refusal(tmp_path / "pipe.mp4") == "pipe.mp4 is not a regular file."
+    assert refusal("/dev/zero") == "zero is not a regular file."
 
 
 def test_no_permission(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_no_permission(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", deny)  # the mode bits do not bind root, who may run these tests
-    assert refusal(clip) == "clip.mp4 cannot be opened: permission denied"
+    assert refusal(clip) == "clip.mp4 cannot be opened: permission denied."
 
 
 def test_path_with_a_zero_byte() -> None:
@@ -135,13 +135,13 @@ def test_names_are_only_names(clip: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["http://127.0.0.1:9/x.mp4", "pipe:0", "concat:a.mp4|b.mp4"])
 def test_addresses_are_looked_for_as_files(name: str) -> None:
-    assert "there is no file" in refusal(name)
+    assert "There is no file" in refusal(name)
 
 
 def test_mp4_cut_before_its_index(tmp_path: Path) -> None:
     whole = clips.make(tmp_path / "whole.mp4", 120).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
-    assert refusal(tmp_path / "cut.mp4") == "cut.mp4 is not a video that can be read"
+    assert refusal(tmp_path / "cut.mp4") == "cut.mp4 is not a video that can be read."
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -154,7 +154,7 @@ def test_mp4_cut_off_is_answered_from_what_is_there(clip: Path, tmp_path: Path, 
     assert frames.indices is not None
     assert 0 < len(frames) < 32
     assert frames.frames_missing == 32 - len(frames)
-    assert frames.warnings[0] == f"{frames.frames_missing} of 32 frames could not be read; the file seems cut off"
+    assert frames.warnings[0] == f"{frames.frames_missing} of 32 frames could not be read; the file seems cut off."
     assert clips.numbers_in(frames.pixels) == frames.indices.tolist() == uniform(120, 32)[: len(frames)]
     np.testing.assert_allclose(frames.seconds, frames.indices / 25, atol=1e-9)
 
@@ -162,14 +162,14 @@ def test_mp4_cut_off_is_answered_from_what_is_there(clip: Path, tmp_path: Path, 
 def test_mp4_with_nothing_but_its_index(clip: Path, tmp_path: Path) -> None:
     whole, cut = clip.read_bytes(), tmp_path / "cut.mp4"
     cut.write_bytes(whole[: whole.index(b"mdat") + 8])
-    assert refusal(cut) == "no frame of cut.mp4 can be decoded"
+    assert refusal(cut) == "No frame of cut.mp4 can be decoded."
 
 
 @pytest.mark.parametrize("kind", ["mkv", "avi"])
 def test_a_container_that_ends_early_says_so(tmp_path: Path, kind: str) -> None:
     whole, cut = clips.make(tmp_path / f"whole.{kind}", 120), tmp_path / f"cut.{kind}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
-    assert "of 4.8 s; it seems cut off" in read(cut, 8).warnings[0]
+    assert "of 4.8 s; it seems cut off." in read(cut, 8).warnings[0]
     assert read(whole, 8).warnings == ()
 
 
@@ -188,7 +188,7 @@ def test_damage_never_shows_a_neighbour(clip: Path, tmp_path: Path, broken: int)
     assert frames.indices is not None
     assert frames.decoder == "av"
     assert 0 < frames.frames_missing < 30
-    assert frames.warnings[0] == f"{frames.frames_missing} of 120 frames could not be read; the file seems damaged"
+    assert frames.warnings[0] == f"{frames.frames_missing} of 120 frames could not be read; the file seems damaged."
     assert clips.numbers_in(frames.pixels) == frames.indices.tolist()
 
 

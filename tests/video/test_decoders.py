@@ -203,7 +203,7 @@ def test_a_stream_that_starts_again_in_another_size(tmp_path: Path) -> None:
 
 def test_wide_gaps_are_warned_about(tmp_path: Path) -> None:
     path = clips.make(tmp_path / "slow.mkv", 3, ticks=[0, 4000, 22_800])
-    assert read(path).warnings == ("frames are 18.8 s apart; short events may be missed; raise --num-frames",)
+    assert read(path).warnings == ("Frames are 18.8 s apart, so short events may be missed; raise --num-frames.",)
 
 
 def test_times_near_a_cut_are_not_trusted() -> None:

@@ -27,7 +27,7 @@ def test_rounding_instead_of_flooring_would_be_noticed() -> None:
 
 def test_spacing_names_the_widest_gap() -> None:
     assert spacing_warning(np.array([0.0, 2.0, 20.8])) == (
-        "frames are 18.8 s apart; short events may be missed; raise --num-frames"
+        "Frames are 18.8 s apart, so short events may be missed; raise --num-frames."
     )
 
 
