@@ -14,6 +14,7 @@ from holitom_cli.model.prefill import Prefill
 from holitom_cli.types import Generation
 
 
+@torch.inference_mode()
 def decode_one_token(language_model: Any, lm_head: Any, cache: StaticCache, token: Tensor, position: Tensor) -> Tensor:
     """Append one token to every row and return the logits of what follows.
 

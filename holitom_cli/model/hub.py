@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from holitom_cli.errors import ModelError
 
@@ -105,7 +105,12 @@ def plan_download(model: str, revision: str | None = None) -> Download:
 
     with _hub_errors(model):
         files = snapshot_download(
-            model, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED, dry_run=True
+            model,
+            revision=revision,
+            allow_patterns=_PATTERNS,
+            ignore_patterns=_IGNORED,
+            dry_run=True,
+            tqdm_class=_no_bar(),
         )
     if not files:
         raise ModelError(f"{model} has no safetensors checkpoint.", "Only safetensors are loaded.")
@@ -159,6 +164,17 @@ def cached_models() -> dict[str, int]:
     return {repo.repo_id: repo.size_on_disk for repo in repos if "llava-onevision" in repo.repo_id.lower()}
 
 
+def _no_bar() -> type[Any]:
+    """A progress bar that shows nothing, for looking things up."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    class NoBar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})
+
+    return NoBar
+
+
 def _refuse_other_names(model: str) -> None:
     if match := _ORIGINAL.fullmatch(model):
         size, variant = match.groups()
@@ -198,18 +214,20 @@ def _hub_errors(model: str) -> Iterator[None]:
     """Turn what can go wrong with the hub into sentences."""
     from huggingface_hub import errors
 
+    sentences = {
+        errors.GatedRepoError: (f"{model} asks for your consent on the hub first.", "Accept it, then: hf auth login."),
+        errors.RepositoryNotFoundError: (f"The hub has no public model {model}.", "Check it, or: hf auth login."),
+        errors.RevisionNotFoundError: (f"{model} has no such revision.", "Leave --revision out for the newest."),
+    }
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise ModelError(
-            f"{model} asks for your consent on the hub first.", "Accept it, then: hf auth login."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"The hub has no public model {model}.", "Check the name, or: hf auth login.") from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelError(f"{model} has no such revision.", "Leave --revision out for the newest.") from error
     except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
-        first = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        wrapped = isinstance(error, errors.DryRunError) and error.__cause__ is not None
+        cause = error.__cause__ if wrapped else error
+        for kind, (message, hint) in sentences.items():
+            if isinstance(cause, kind):
+                raise ModelError(message, hint) from error
+        first = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise ModelError(
             f"{model} cannot be downloaded: {first.partition('. ')[0].rstrip('.')}.",
             "Check the network and HF_HUB_OFFLINE, give a local directory, or use --model demo.",
