@@ -198,6 +198,23 @@ def test_settings_table_is_complete_and_has_the_defaults() -> None:
     assert "tau 0.65" in text
 
 
+def test_figures_in_the_text_are_the_programs() -> None:
+    from holitom_cli.model.hub import _LARGE_NEEDS_BYTES
+
+    assert f"at least {_LARGE_NEEDS_BYTES // 1024**3} GiB" in README.read_text(encoding="utf-8")
+
+
+def test_batch_example_shows_todays_sentence(tmp_path: Path) -> None:
+    from holitom_cli.errors import VideoError
+    from holitom_cli.video import probe
+
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all" * 50)
+    with pytest.raises(VideoError) as caught:
+        probe(broken)
+    assert f"clips/broken.mp4: failed: {caught.value.message}\n" in README.read_text(encoding="utf-8")
+
+
 def test_exit_codes_are_those_of_the_program() -> None:
     from holitom_cli.cli.batch import SOME_FAILED
     from holitom_cli.cli.guard import INTERRUPTED
@@ -377,6 +394,18 @@ def test_example_reduction_keeps_the_convention(stride: ModuleType, rows: int) -
     assert len(states) == (rows + 1) // 2
     least_kept = seen.attention[-1][into >= 0].min()
     assert (seen.attention[-1][into < 0] <= least_kept).all()
+
+
+@pytest.mark.usefixtures("stride")
+def test_example_methods_python_lines_run(
+    demo_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks(ADDING, "py")
+    (tmp_path / "clip.mp4").symlink_to(demo_clip)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(ADDING), "exec"), {})
+    visual = 32 * 196 // 14
+    assert f"('stride', {visual})" in capsys.readouterr().out
 
 
 def test_example_method_answers(stride: ModuleType, example: Example) -> None:
