@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,15 +173,26 @@ def load(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to be named below; the library would point at its log
         )
     network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{checkpoint.source.id} lacks {len(missing)} tensors, {missing[0]} among them.",
-            "Download the checkpoint again.",
-        )
+    _check_loaded(checkpoint.source, report)
     network.eval()
     return Model(network, checkpoint, _info(checkpoint, network, target, number_format))
+
+
+def _check_loaded(source: Source, report: dict[str, Any]) -> None:
+    """Every tensor has to have come from the files, in the shape that the configuration says."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source.id} lacks {len(missing)} tensors, {missing[0]} among them.", "Download the checkpoint again."
+        )
+    if other := sorted(report["mismatched_keys"]):
+        name, stored, wanted = other[0]
+        raise ModelError(
+            f"{source.id} has {name} of shape {tuple(stored)}, but its config.json asks for {tuple(wanted)}.",
+            "The files do not belong together: download the checkpoint again.",
+        )
 
 
 def _info(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
@@ -219,7 +231,9 @@ def _read_config(source: Source) -> dict[str, Any]:
 def _check_files(source: Source) -> None:
     """Every weight file that the index names has to be there."""
     index = source.path / "model.safetensors.index.json"
-    listed = read_json(index).get("weight_map", {}) if index.is_file() else {"": "model.safetensors"}
+    listed = read_json(index).get("weight_map") if index.is_file() else {"": "model.safetensors"}
+    if not (isinstance(listed, dict) and listed and all(isinstance(name, str) for name in listed.values())):
+        raise ModelError(f"{index} names no weight files.", "Download the checkpoint again.")
     names = sorted(set(listed.values()))
     missing = [name for name in names if not (source.path / name).is_file()]
     if not missing:
@@ -264,13 +278,15 @@ def _shape(config: Any) -> ModelShape:
 @contextmanager
 def _readable(source: Source) -> Iterator[None]:
     """Turn what a damaged or foreign checkpoint makes the library raise into a sentence."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError)
     try:
         yield
     except HolitomError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except (*known, SafetensorError, StrictDataclassError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"{source.id} cannot be loaded: {reason.rstrip('.')}.", "Check that it is complete, or download it again."
@@ -298,7 +314,10 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # The newline token is a parameter, not a module, so accelerate does not find it by its name.
+            warnings.filterwarnings("ignore", "The following device_map keys")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
