@@ -364,7 +364,7 @@ def test_example_method_is_found_with_its_settings(stride: ModuleType) -> None:
     assert "stride" in stride.available()
     assert stride.get("stride", every="14").every == 14  # as --set gives it
     assert stride.name_of(stride.get("stride")) == "stride"
-    with pytest.raises(MethodError, match="every is 0"):
+    with pytest.raises(MethodError, match="Setting every is 0"):
         stride.get("stride", every=0)
     with pytest.raises(MethodError, match="has 6 layers"):
         stride.get("stride", halve_layer=6).reductions(6)
