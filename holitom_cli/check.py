@@ -71,12 +71,7 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
     ours = _tail_logits(model, state, len(after))
     ids = list(generate(model.language_model, model.lm_head, state, Generation(max_new_tokens), model.chat.end_ids))
     # 2. The library's.
-    video_ids = [model.chat.video_token_id] * len(span)
-    inputs = {
-        "input_ids": torch.tensor([before + video_ids + after], device=model.device),
-        "pixel_values_videos": pixels[None].to(model.dtype),
-    }
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs = stock_inputs(model, pixels, question)
     stock = _stock_logits(model, inputs, len(after))
     stock_ids = _stock_greedy(model, inputs, max_new_tokens)
     with _attention(model, "eager"):
@@ -94,6 +89,15 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
         tokens_equal=_common_start(ids, stock_ids),
         tokens_compared=max(len(ids), len(stock_ids)),
     )
+
+
+def stock_inputs(model: Model, pixels: Tensor, question: str) -> dict[str, Tensor]:
+    """What the library's own model takes for a question about processed frames (F, 3, H, W)."""
+    before, after = model.chat.encode(question)
+    places = len(pixels) * model.checkpoint.visual_grid**2 + 1  # the newline token has one too
+    ids = torch.tensor([before + [model.chat.video_token_id] * places + after], device=model.device)
+    video = pixels[None].to(model.dtype)
+    return {"input_ids": ids, "pixel_values_videos": video, "attention_mask": torch.ones_like(ids)}
 
 
 def as_record(comparison: Comparison) -> dict[str, Any]:
