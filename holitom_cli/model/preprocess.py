@@ -104,9 +104,9 @@ def _parse(name: str, content: dict[str, Any]) -> Preprocessor:
             name,
             *_size(content["size"]),
             mode=_MODES[content.get("resample", 3)],
-            scale=content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0,
-            mean=tuple(content["image_mean"]) if content.get("do_normalize", True) else (0.0, 0.0, 0.0),
-            std=tuple(content["image_std"]) if content.get("do_normalize", True) else (1.0, 1.0, 1.0),
+            scale=float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0,
+            mean=_colours(content["image_mean"]) if content.get("do_normalize", True) else (0.0, 0.0, 0.0),
+            std=_colours(content["image_std"], zero=False) if content.get("do_normalize", True) else (1.0, 1.0, 1.0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -119,3 +119,11 @@ def _size(size: dict[str, int] | int) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     return size["height"], size["width"]
+
+
+def _colours(values: list[float], *, zero: bool = True) -> tuple[float, float, float]:
+    """One number each for red, green and blue."""
+    red, green, blue = (float(value) for value in values)
+    if not zero and 0 in (red, green, blue):
+        raise ValueError("image_std with a zero")
+    return red, green, blue

@@ -31,7 +31,7 @@ class Chat:
 
         Raises:
             UsageError: an empty question, or one that contains one of the tokenizer's special tokens.
-            ModelError: a template that has no place for a video.
+            ModelError: a template that fails or has no place for a video.
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something, as in: holitom ask clip.mp4 'What happens?'")
@@ -41,14 +41,7 @@ class Chat:
                     f"The question contains {token!r}, which has a special meaning for the model.",
                     "Leave it out.",
                 )
-        content = [{"type": "video"}, {"type": "text", "text": question}]
-        text: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(self._prompt(question), add_special_tokens=False)["input_ids"]
         if ids.count(self.video_token_id) != 1:
             raise ModelError(
                 f"The checkpoint's chat template puts {ids.count(self.video_token_id)} videos into a prompt, not one.",
@@ -70,6 +63,24 @@ class Chat:
         for token in ids:
             if piece := pieces.step(self.tokenizer.backend_tokenizer, token):
                 yield piece
+
+    def _prompt(self, question: str) -> str:
+        from jinja2 import TemplateError
+
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"The checkpoint's chat template cannot be used: {str(error).rstrip('.')}.",
+                "Use the chat template of the published checkpoint.",
+            ) from error
+        return text
 
     def _special_tokens(self) -> list[str]:
         return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
