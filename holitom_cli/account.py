@@ -119,14 +119,13 @@ def _flops(shape: ModelShape, tokens: TokenCounts, attention: bool) -> Flops:
     visual = _by_layer(shape.layers, tokens.visual, tokens.inside)
     everything = _by_layer(shape.layers, tokens.visual + 1, tokens.inside)
     original = tokens.original
-    seen = tokens.frames, tokens.patches_per_frame
     return Flops(
         paper=flops.paper_prefill(shape, visual),
         paper_full=flops.paper_prefill(shape, [original] * shape.layers),
         true=flops.true_prefill(shape, [count + tokens.text for count in everything])
-        + flops.true_vision(shape, *seen, attention),
+        + flops.true_vision(shape, tokens.frames, attention),
         true_full=flops.true_prefill(shape, [original + 1 + tokens.text] * shape.layers)
-        + flops.true_vision(shape, *seen, attention=False),
+        + flops.true_vision(shape, tokens.frames, attention=False),
     )
 
 

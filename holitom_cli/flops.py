@@ -41,10 +41,13 @@ def true_prefill(shape: ModelShape, tokens: Sequence[int]) -> float:
     return float(layers + 2 * d * shape.vocab)
 
 
-def true_vision(shape: ModelShape, frames: int, visual_per_frame: int, attention: bool) -> float:
-    """Tower, projector and pool FLOPs; `attention` adds what attention received costs in the last layer."""
-    t, c, d, p = shape.vision_patches, shape.vision_hidden, shape.hidden, visual_per_frame
+def true_vision(shape: ModelShape, frames: int, attention: bool) -> float:
+    """Tower and projector FLOPs; `attention` adds what attention received costs in the last layer.
+
+    The pool is left out: a few operations for each value that leaves it.
+    """
+    t, c, d = shape.vision_patches, shape.vision_hidden, shape.hidden
     layer = 2 * t * (4 * c**2 + 2 * c * shape.vision_intermediate) + 4 * t**2 * c
-    projector = 2 * t * c * d + 2 * p * t * d + 2 * p * d**2
+    projector = 2 * t * c * d + 2 * t * d**2
     received = 4 * t * c**2 + 2 * t**2 * c if attention else 0
     return float(frames * (2 * t * shape.patch_pixels * c + shape.vision_layers * layer + projector + received))

@@ -16,7 +16,7 @@ import torch
 from holitom_cli import account, methods, video
 from holitom_cli.account import Spoken
 from holitom_cli.clock import Clock
-from holitom_cli.errors import DeviceError, UsageError
+from holitom_cli.errors import DeviceError, UsageError, VideoError
 from holitom_cli.methods import Method
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.decode import generate
@@ -54,6 +54,8 @@ def watch(
     chosen.reductions(model.checkpoint.depth)
     # 1. Frames, once it is sure that their tokens will fit.
     frames = path_or_frames if isinstance(path_or_frames, Frames) else _read(model, path_or_frames, chosen, num_frames)
+    if not len(frames):
+        raise VideoError("There is no frame to look at.", "Give at least one.")
     check_room(model.checkpoint, chosen, len(frames))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -64,7 +66,7 @@ def watch(
             pixels = preprocess.prepare(model.preprocessor, frames, model.device)
         # 3. Tower, projector, pool.
         with clock.stage("vision"):
-            features = vision.encode(model, pixels, attention=chosen.needs_attention)
+            features = vision.encode(model, pixels, attention=chosen.needs_attention, keys=chosen.needs_keys)
         # 4. Compression.
         with clock.stage("compress"):
             visual = chosen.compress(features)
@@ -170,6 +172,8 @@ def check_generation(generation: Generation) -> Generation:
 
 def replace_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     """The method with some settings changed."""
+    if not settings:
+        return method
     return methods.get(methods.name_of(method), **{**asdict(method), **settings})  # type: ignore[call-overload]
 
 
