@@ -31,7 +31,9 @@ def doctor(
         str | None,
         typer.Option("--check-model", metavar="ID", help="Compare --method full with stock transformers on it."),
     ] = None,
-    video: Annotated[str | None, typer.Option("--video", help="Clip for --check-model [made-up frames].")] = None,
+    video: Annotated[
+        str | None, typer.Option("--video", help="Clip for --check-model.", show_default="made-up frames")
+    ] = None,
     num_frames: Annotated[int, typer.Option("--num-frames", min=1, help="Frames for --check-model.")] = 8,
     device: Annotated[str, typer.Option("--device", help="Device for --check-model.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="Number format for --check-model.")] = "auto",
@@ -136,7 +138,9 @@ def _in_words(facts: dict[str, Any]) -> dict[str, str]:
 def _value(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or value in ([], {}):
+    if value is None:
+        return "not known"
+    if value in ([], {}):
         return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} ({size(bytes_)})" for key, bytes_ in value.items())

@@ -20,7 +20,7 @@ _ATTENTION_FRAMES = 2  # frames whose attention maps, (frames, heads, T, T) floa
 
 
 @torch.inference_mode()
-def encode(model: Model, pixels: Tensor, *, attention: bool = True) -> VideoFeatures:
+def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool = False) -> VideoFeatures:
     """Encode processed frames.
 
     Features come from the layer that the checkpoint names, before the tower's final norm.
@@ -29,14 +29,20 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True) -> VideoFeat
         model: the checkpoint.
         pixels: (F, 3, H, W) resized and normalised, see `preprocess.prepare`.
         attention: whether the attention that patches receive is wanted.
+        keys: whether the tower's last keys are wanted.
 
     Returns:
-        tokens (F, P, D) in the model's dtype; attention (F, P) float32 or None.
+        tokens (F, P, D) in the model's dtype; attention (F, P) float32 and keys (F, P, K), or None.
     """
-    features = [_encode_chunk(model, chunk, attention) for chunk in pixels.split(_CHUNK_FRAMES)]
-    tokens = torch.cat([tokens for tokens, _ in features])
-    received = torch.cat([weights for _, weights in features if weights is not None]) if attention else None
-    return VideoFeatures(tokens=tokens, attention=received, grid=model.checkpoint.visual_grid)
+    chunks = [_encode_chunk(model, chunk, attention, keys) for chunk in pixels.split(_CHUNK_FRAMES)]
+    return VideoFeatures(
+        tokens=torch.cat([chunk.tokens for chunk in chunks]),
+        attention=torch.cat([chunk.attention for chunk in chunks if chunk.attention is not None])
+        if attention
+        else None,
+        grid=model.checkpoint.visual_grid,
+        keys=torch.cat([chunk.keys for chunk in chunks if chunk.keys is not None]) if keys else None,
+    )
 
 
 def pool(maps: Tensor) -> Tensor:
@@ -62,25 +68,28 @@ def attention_received(layer: Any, entering: Tensor) -> Tensor:
         (F, T) float32. No more than a few frames' attention maps exist at a time.
     """
     attention = layer.self_attn
-    normed = layer.layer_norm1(entering.to(device_of(layer.layer_norm1)))
-    queries, keys = (
-        part(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).float()
-        for part in (attention.q_proj, attention.k_proj)
-    )
+    queries, keys = (_heads(layer, name, entering).float() for name in ("q_proj", "k_proj"))
     chunks = zip(queries.split(_ATTENTION_FRAMES), keys.split(_ATTENTION_FRAMES), strict=True)
     return torch.cat([(q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1).mean(1) for q, k in chunks])
 
 
-def _encode_chunk(model: Model, pixels: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
-    """Tokens (f, P, D) and pooled attention received (f, P) of a few frames (f, 3, H, W)."""
+def _heads(layer: Any, projection: str, entering: Tensor) -> Tensor:
+    """One projection of a tower layer's attention: states entering it (f, T, C) -> (f, heads, T, d)."""
+    normed = layer.layer_norm1(entering.to(device_of(layer.layer_norm1)))
+    heads = getattr(layer.self_attn, projection)(normed).unflatten(-1, (layer.self_attn.num_heads, -1))
+    return heads.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _encode_chunk(model: Model, pixels: Tensor, attention: bool, keys: bool) -> VideoFeatures:
+    """The features of a few frames (f, 3, H, W)."""
     tower, depth = model.vision_tower, model.info.shape.vision_layers
     hidden = tower.embeddings(pixels.to(model.device, model.dtype))
     entering = hidden
     for layer in tower.encoder.layers[:depth]:
         entering = hidden
         hidden = layer(entering, None)
+    last = tower.encoder.layers[depth - 1]
     tokens = pool(model.projector(hidden.to(device_of(model.projector)))).to(model.device)
-    if not attention:
-        return tokens, None
-    received = attention_received(tower.encoder.layers[depth - 1], entering).to(model.device)
-    return tokens, pool(received[..., None])[..., 0]
+    received = pool(attention_received(last, entering)[..., None])[..., 0].to(model.device) if attention else None
+    last_keys = pool(_heads(last, "k_proj", entering).mean(1)).to(model.device) if keys else None
+    return VideoFeatures(tokens, received, model.checkpoint.visual_grid, last_keys)

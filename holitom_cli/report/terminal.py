@@ -201,7 +201,7 @@ def _funnel(answer: Answer) -> RenderableType:
 
 
 def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
-    rows = [(f"{tokens.frames} frames x {tokens.patches_per_frame} patches", tokens.original)]
+    rows = [(f"{text.counted(tokens.frames, 'frame')} x {tokens.patches_per_frame} patches", tokens.original)]
     rows += list(tokens.funnel[1:])
     rows += [(f"inside, from layer {layer}", left) for layer, left in tokens.inside]
     return rows
@@ -211,8 +211,9 @@ def _segments(answer: Answer) -> RenderableType:
     counts = sorted(segment.tokens for segment in answer.segments)
     if not counts:
         return Group()
-    span = text.count(counts[0]) if counts[0] == counts[-1] else f"{text.count(counts[0])} to {text.count(counts[-1])}"
-    note = f"{text.count(len(counts))}, {span} tokens each"
+    least, most = text.count(counts[0]), text.counted(counts[-1], "token")
+    each = " each" if len(counts) > 1 else ""
+    note = f"{text.count(len(counts))}, {most if counts[0] == counts[-1] else f'{least} to {most}'}{each}"
     return _section("Segments", Constrain(Strip(answer.segments), _CHART_COLUMNS), note=note)
 
 
@@ -238,10 +239,10 @@ def _shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
 def _question(answer: Answer, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
-    prompt = f"{text.count(tokens.prompt)} tokens = {visual} visual + 1 newline + {written} text"
+    prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
     limit = f"cut off by the limit of {text.count(answer.generation.max_new_tokens)}"
     ending = "stopped by itself" if answer.finish_reason == "stop" else limit
-    generated = f"{text.count(tokens.generated)} tokens, {ending}"
+    generated = f"{text.counted(tokens.generated, 'token')}, {ending}"
     title = f"Question {number} of {total}" if total > 1 else "Question"
     return _section(title, _facts([("asked", answer.question), ("prompt", prompt), ("answer", generated)]))
 
@@ -262,7 +263,8 @@ def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
     timings, tokens = answer.timings, answer.tokens
     stages = {name: ms for name, ms in timings.stages_ms.items() if name not in without}
     if timings.tpot_ms:
-        stages[f"{text.count(tokens.generated - 1)} more tokens"] = timings.tpot_ms * (tokens.generated - 1)
+        later = tokens.generated - 1
+        stages[text.counted(later, "more token")] = timings.tpot_ms * later
     rows: list[tuple[str, str | Text]] = [
         ("TTFT", f"{text.milliseconds(timings.ttft_ms)} ({' + '.join(_TTFT_STAGES)})"),
         ("per token", _per_token(timings.tpot_ms, timings.tokens_per_second)),

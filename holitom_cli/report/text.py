@@ -22,6 +22,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """(1, "token") -> 1 token, (1234, "token") -> 1,234 tokens."""
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
+
+
 def percent(share: float) -> str:
     """0.152 -> 15.2%."""
     return f"{share:.1%}"

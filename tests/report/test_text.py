@@ -75,3 +75,8 @@ def test_times() -> None:
 )
 def test_visible(raw: str, shown: str) -> None:
     assert text.visible(raw) == shown
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 tokens"), (1, "1 token"), (1234, "1,234 tokens")])
+def test_counted(number: int, shown: str) -> None:
+    assert text.counted(number, "token") == shown
