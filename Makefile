@@ -11,7 +11,7 @@ TORCH_SOURCE = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 HAS_NVIDIA = $(shell command -v nvidia-smi)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+docs: $(VENV)/.ready-dev ## write docs/cli.md from the commands' own help
+	$(RUN) tests.make_cli_docs
 
 clean: ## remove caches and build results; the virtual environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def main() -> None:
     """Run `holitom`."""
-    from holitom_cli.cli.guard import INTERRUPTED, open_missing_streams, watch_for_interrupts
+    from holitom_cli.cli.guard import INTERRUPTED, end_at_once, open_missing_streams, watch_for_interrupts
 
     watch_for_interrupts()
     try:
@@ -14,4 +14,8 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        end_at_once()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            end_at_once()
+        raise

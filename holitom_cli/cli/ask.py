@@ -37,7 +37,8 @@ def ask(
         str | None, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.")
     ] = None,
     questions: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="A question; may be given several times.")
+        list[str] | None,
+        typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times."),
     ] = None,
     questions_file: Annotated[
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")

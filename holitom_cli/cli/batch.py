@@ -39,7 +39,8 @@ def batch(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(metavar="PATHS", help="Video files, and folders of them.")],
     questions: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="A question; may be given several times.")
+        list[str] | None,
+        typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times."),
     ] = None,
     questions_file: Annotated[
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TextIO
 
 INTERRUPTED = 130
 _GRACE_SECONDS = 0.3  # for the main thread to end by itself after Ctrl-C
@@ -28,6 +28,22 @@ def watch_for_interrupts() -> None:
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_end_after_interrupt, args=(reader, writer), daemon=True)
     thread.start()
+    sys.unraisablehook = _end_where_nothing_can_be_raised
+
+
+def end_at_once() -> NoReturn:
+    """Exit as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+def _end_where_nothing_can_be_raised(what: sys.UnraisableHookArgs) -> None:
+    """Python prints and drops the KeyboardInterrupt that reaches it in a callback or a finaliser."""
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        end_at_once()
+    sys.__unraisablehook__(what)
 
 
 def _end_after_interrupt(reader: socket.socket, writer: socket.socket) -> None:

@@ -135,7 +135,11 @@ def _describe(plan: Download) -> str:
 def _agree(plan: Download, *, yes: bool) -> None:
     if yes:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _somebody_is_there():
         raise UsageError(f"{plan.id} has to be downloaded first.", f"Run: holitom pull {plan.id} --yes")
     if not typer.confirm("Download it?", err=True):
         raise UsageError(f"{plan.id} was not downloaded.", "Give a local directory, or use --model demo.")
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

@@ -1,0 +1,309 @@
+"""`holitom batch`: a row for every clip and question, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holitom_cli.batch import manifest
+from holitom_cli.errors import BatchError, UsageError
+from tests.program import FAST, PROGRAM, SCHEMA, Done, Invoke, environment, installed
+
+QUESTIONS = ("What is shown in the video?", "Is it night?")
+ASK = [part for question in QUESTIONS for part in ("-q", question)]
+
+
+def rows_in(text: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        SCHEMA.validate(row)
+    return rows
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return rows_in(path.read_text(encoding="utf-8"))
+
+
+def summary(done: Done) -> str:
+    return done.err.splitlines()[-1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, demo_clip: Path) -> Path:
+    """Two clips, one of which is none, among other files."""
+    place = tmp_path / "clips"
+    (place / "below").mkdir(parents=True)
+    shutil.copy(demo_clip, place / "a.MP4")
+    shutil.copy(demo_clip, place / "below" / "deep.mp4")
+    shutil.copy(demo_clip, place / ".hidden.mp4")
+    (place / "broken.mkv").write_text("not a video", encoding="utf-8")
+    (place / "notes.txt").write_text("about the clips", encoding="utf-8")
+    (place / "folder.mp4").mkdir()
+    return place
+
+
+@pytest.fixture
+def batch(invoke: Invoke, tmp_path: Path) -> Any:
+    """Run a batch into rows.jsonl."""
+
+    def call(*arguments: str | Path) -> Done:
+        return invoke("batch", *arguments, *ASK, *FAST, "--output", tmp_path / "rows.jsonl")
+
+    return call
+
+
+def test_rows_for_every_clip_and_question(batch: Any, folder: Path, tmp_path: Path) -> None:
+    done = batch(folder)
+    assert (done.code, done.out) == (3, "")  # some failed
+    rows = rows_of(tmp_path / "rows.jsonl")
+    assert [(Path(row["video"]["path"]).name, row["question"]) for row in rows] == [
+        (name, question) for name in ("a.MP4", "broken.mkv") for question in QUESTIONS
+    ]
+    assert ["answer" in row for row in rows] == [True, True, False, False]
+    assert rows[2]["error"]["stage"] == "video"
+    assert len({row["key"] for row in rows}) == 4
+    assert summary(done) == "2 answered, 2 failed, 0 skipped"
+    assert "broken.mkv: failed: broken.mkv is not a video that can be read." in done.err
+
+
+def test_a_row_is_what_ask_answers(batch: Any, invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    assert batch(demo_clip).code == 0
+    answers = [row["answer"] for row in rows_of(tmp_path / "rows.jsonl")]
+    asked = invoke("ask", demo_clip, *ASK, *FAST, "--json").document()["results"]
+    assert answers == [result["answer"] for result in asked]
+    assert any(answers)
+
+
+def test_run_again_it_skips_what_is_answered_and_tries_the_rest(
+    batch: Any, folder: Path, tmp_path: Path, demo_clip: Path
+) -> None:
+    batch(folder)
+    (folder / "a.MP4").rename(folder / "renamed.mp4")
+    again = batch(folder)
+    assert (again.code, summary(again)) == (3, "0 answered, 2 failed, 2 skipped")
+    assert len(rows_of(tmp_path / "rows.jsonl")) == 6
+    longer = bytearray(demo_clip.read_bytes()) + bytes(8)  # another file, as far as anyone can tell
+    (folder / "broken.mkv").write_bytes(longer)
+    mended = batch(folder)
+    assert (mended.code, summary(mended)) == (0, "2 answered, 0 failed, 2 skipped")
+    finished = batch(folder)
+    assert (finished.code, summary(finished)) == (0, "0 answered, 0 failed, 4 skipped")
+    answered = [row["key"] for row in rows_of(tmp_path / "rows.jsonl") if "answer" in row]
+    assert len(answered) == len(set(answered)) == 4
+
+
+def test_the_same_clip_twice_is_answered_once(batch: Any, demo_clip: Path, tmp_path: Path) -> None:
+    shutil.copy(demo_clip, tmp_path / "copy.mp4")
+    done = batch(demo_clip, demo_clip, demo_clip.parent, tmp_path / "copy.mp4")
+    assert (done.code, summary(done)) == (0, "2 answered, 0 failed, 2 skipped")
+    assert len(rows_of(tmp_path / "rows.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--num-frames", "3"],
+        ["--max-new-tokens", "4"],
+        ["--tau", "0.7"],
+        ["--method", "full"],
+        ["--dtype", "bfloat16"],
+        ["--seed", "1"],
+    ],
+    ids=" ".join,
+)
+def test_other_settings_are_other_rows(invoke: Invoke, demo_clip: Path, tmp_path: Path, change: list[str]) -> None:
+    def call(*options: str) -> Done:
+        common = ["-q", "What?", *FAST, "-o", tmp_path / "rows.jsonl"]
+        return invoke("batch", demo_clip, *common, *options)
+
+    assert summary(call()) == "1 answered, 0 failed, 0 skipped"
+    assert summary(call()) == "0 answered, 0 failed, 1 skipped"
+    assert summary(call(*change)) == "1 answered, 0 failed, 0 skipped"
+    keys = [row["key"] for row in rows_of(tmp_path / "rows.jsonl")]
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_without_a_file_rows_go_to_stdout(invoke: Invoke, folder: Path) -> None:
+    done = invoke("batch", folder, *ASK, *FAST, "--quiet")
+    assert (done.code, done.err) == (3, "")
+    assert len(rows_in(done.out)) == 4
+
+
+def test_a_torn_last_row_is_mended(batch: Any, demo_clip: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    batch(demo_clip)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-200])  # as a crash in the middle of the last row leaves it
+    done = batch(demo_clip)
+    assert (done.code, summary(done)) == (0, "1 answered, 0 failed, 1 skipped")
+    assert [row["question"] for row in rows_of(output)] == list(QUESTIONS)
+    output.write_bytes(whole[:-1])  # only the end of line is missing
+    assert summary(batch(demo_clip)) == "0 answered, 0 failed, 2 skipped"
+    assert output.read_bytes() == whole
+
+
+OTHER_FILES = [
+    "a diary\n",
+    '{"name": "settings"}\n',
+    "[1, 2]\n",
+    '"answer"\n',
+    '{"key": "x"}\nsomething else\n',
+    "\x00\n",
+]
+
+
+@pytest.mark.parametrize("content", OTHER_FILES)
+def test_a_file_of_something_else_is_left_alone(batch: Any, demo_clip: Path, tmp_path: Path, content: str) -> None:
+    output = tmp_path / "rows.jsonl"
+    output.write_text(content, encoding="utf-8")
+    batch(demo_clip).sentence(1, "rows.jsonl is not a row of a batch, so nothing is added to that file.")
+    assert output.read_text(encoding="utf-8") == content
+
+
+def test_outputs_that_cannot_be_written(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for output, said in (
+        (tmp_path / "folder", "Is a directory."),
+        (tmp_path / "no" / "rows", "No such file or directory."),
+    ):
+        invoke("batch", demo_clip, *ASK, *FAST, "-o", output).sentence(1, said)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk(invoke: Invoke, demo_clip: Path) -> None:
+    done = invoke("batch", demo_clip, *ASK, *FAST, "-o", "/dev/full")
+    assert (done.code, done.out) == (1, "")
+    assert "error: /dev/full cannot be written: No space left on device." in done.err
+    assert "hint: Make room there" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are others there")
+def test_a_disk_that_fills_up_keeps_whole_rows(tmp_path: Path, demo_clip: Path) -> None:
+    """The file may grow to 4 KiB: room for one row, not for two."""
+    output = tmp_path / "rows.jsonl"
+    line = 'ulimit -f 4; exec "$@"'
+    command = [PROGRAM, "batch", demo_clip, *ASK, *FAST, "-o", output]
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *map(str, command)],
+        env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "rows.jsonl cannot be written: File too large." in " ".join(done.stderr.split())
+    assert len(rows_of(output)) == 1  # and nothing torn
+
+
+def test_nothing_is_left_where_nothing_was_done(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    invoke("batch", demo_clip, *ASK, "--model", "nowhere/at/all", "-o", output).sentence(1, "There is no directory")
+    assert not output.exists()
+
+
+def test_wrong_usage(invoke: Invoke, tmp_path: Path, demo_clip: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    invoke("batch", tmp_path / "empty", "-q", "What?").sentence(2, "There is no video file in the given folders.")
+    invoke("batch", demo_clip).sentence(2, "There is no question.")
+    invoke("batch", demo_clip, "-q", "What?", "--tau", "7").sentence(2, "Setting tau is 7.0")
+    invoke("batch", demo_clip, "-Q", "nope.txt").sentence(2, "nope.txt cannot be read")
+
+
+def test_a_clip_that_is_not_there_is_a_failed_row(batch: Any, tmp_path: Path) -> None:
+    assert batch(tmp_path / "gone.mp4").code == 3
+    assert [row["error"]["message"] for row in rows_of(tmp_path / "rows.jsonl")] == ["There is no file gone.mp4."] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_killed_and_run_again_every_question_has_one_answer(tmp_path: Path, demo_clip: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(4):
+        (clips / f"{number}.mp4").write_bytes(demo_clip.read_bytes() + bytes(8 * number))
+    output = tmp_path / "rows.jsonl"
+    command = ["batch", str(clips), *ASK, *FAST, "-o", str(output)]
+    process = subprocess.Popen([PROGRAM, *command], env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    before = rows_of(output)
+    assert 2 <= len(before) < 8
+    done = installed(*command, home=tmp_path)
+    assert done.code == 0
+    rows = rows_of(output)
+    assert rows[: len(before)] == before
+    asked = sorted((Path(row["video"]["path"]).name, row["question"]) for row in rows if "answer" in row)
+    assert asked == sorted((f"{number}.mp4", question) for number in range(4) for question in QUESTIONS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, demo_clip: Path, folder: Path) -> None:
+    """As in `holitom batch ... | head -1`."""
+    process = subprocess.Popen(
+        [PROGRAM, "batch", folder, demo_clip, *ASK, *FAST],
+        env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert rows_in(process.stdout.readline().decode())
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert "Traceback" not in said
+    assert "error" not in said
+
+
+# --- the manifest by itself -------------------------------------------------------------------
+
+
+def test_folders_give_visible_videos_only(folder: Path, tmp_path: Path) -> None:
+    assert [path.name for path in manifest.find_clips([folder])] == ["a.MP4", "broken.mkv"]
+    named = folder / "notes.txt"
+    assert manifest.find_clips([named, folder, named])[0] == named  # what is named is taken at its word, once
+    with pytest.raises(UsageError, match="no video file"):
+        manifest.find_clips([tmp_path / "clips" / "folder.mp4"])
+
+
+def test_a_clip_is_known_by_its_content(tmp_path: Path) -> None:
+    def identity(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return manifest.clip_identity(tmp_path / name)
+
+    content = bytes(range(256)) * 2048
+    first = identity("a", content)
+    assert identity("b", content) == first
+    for place in (0, len(content) // 2, len(content) - 1):
+        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        assert identity("c", changed) != first
+    assert identity("d", content + b"\x00") != first
+    assert identity("e", b"") != identity("f", b"x")
+    assert manifest.clip_identity(tmp_path / "none") != manifest.clip_identity(tmp_path / "nil")
+
+
+def test_keys_tell_apart_what_is_different() -> None:
+    base = ("clip", "question", {"a": 1, "b": [2, None]})
+    key = manifest.question_key(*base)
+    assert key == manifest.question_key("clip", "question", {"b": [2, None], "a": 1})  # order does not matter
+    others = [("other", *base[1:]), ("clip", "other", base[2]), ("clip", "question", {"a": 2, "b": [2, None]})]
+    assert len({key, *(manifest.question_key(*other) for other in others)}) == 4
+
+
+def test_only_answers_are_finished(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    assert manifest.finished_keys(output) == set()
+    output.write_text('{"key": "1", "answer": ""}\n{"key": "2", "error": {}}\n{"key": "3", "answ', encoding="utf-8")
+    assert manifest.finished_keys(output) == {"1"}
+    output.write_text('{"kay": "1"}\n', encoding="utf-8")
+    with pytest.raises(BatchError, match=r"Line 1 of .*rows\.jsonl"):
+        manifest.finished_keys(output)
