@@ -64,7 +64,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "LINES"):
         kept.pop(name, None)
     own = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
-    return kept | own | {"PYTHONUTF8": "1"} | more
+    one_core = {"OMP_NUM_THREADS": "1"}  # quicker for so small a model, above all where others compute too
+    return kept | own | one_core | {"PYTHONUTF8": "1"} | more
 
 
 def installed(*arguments: str | Path, home: Path, stdin: str = "", timeout: float = 60, **variables: str) -> Done:

@@ -69,7 +69,7 @@ def test_doctor_reports_as_text_and_as_json(invoke: Invoke, tmp_path: Path) -> N
 
 
 def test_doctor_checks_a_checkpoint_against_the_stock_library(invoke: Invoke) -> None:
-    done = invoke("doctor", "--check-model", "demo", "--device", "cpu", "--num-frames", "2", "--json")
+    done = invoke("doctor", "--check-model", "demo", "--device", "cpu", "--num-frames", "1", "--json")
     check = json.loads(done.out)["check"]
     assert done.code == 0
     assert check["passed"] is True
@@ -88,7 +88,7 @@ def test_doctor_fails_where_the_comparison_does(invoke: Invoke, monkeypatch: pyt
         return embeds * 1.01, span
 
     monkeypatch.setattr("holitom_cli.check.prompt_embeds", wrong)
-    done = invoke("doctor", "--check-model", "demo", "--device", "cpu", "--num-frames", "2", "--json")
+    done = invoke("doctor", "--check-model", "demo", "--device", "cpu", "--num-frames", "1", "--json")
     assert done.code == 1
     assert json.loads(done.out)["check"]["passed"] is False
 

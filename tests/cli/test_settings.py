@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tests.program import FAST, Done, Invoke, installed
 
@@ -26,13 +28,22 @@ def write_config(tmp_path: Path, invoke: Invoke) -> Any:
 
 
 @pytest.fixture
-def settings(invoke: Invoke, demo_clip: Path) -> Any:
-    """The method settings that an `ask` ran with."""
+def settings(invoke: Invoke, demo_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The method settings that an `ask` arrives at, stopped before it looks for its checkpoint."""
+    from holitom_cli.cli import session
+
+    arrived: list[Any] = []
+
+    def stop(_options: object, method: Any, _talk: object) -> None:
+        arrived.append(asdict(method))
+        raise typer.Exit
 
     def of(*options: str) -> dict[str, Any]:
-        done = invoke("ask", demo_clip, "What?", *FAST, *options, "--json")
-        assert done.code == 0, done.out
-        found: dict[str, Any] = done.document()["results"][0]["method_settings"]
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "find_checkpoint", stop)
+            done = invoke("ask", demo_clip, "What?", *FAST, *options)
+        assert done.code == 0, done.err
+        found: dict[str, Any] = arrived.pop()
         return found
 
     return of
@@ -92,14 +103,14 @@ def test_environment_of_another_method_is_ignored_but_an_option_is_an_error(
 def test_environment_sets_the_other_options_too(
     invoke: Invoke, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"MODEL": "demo", "DEVICE": "cpu", "NUM_FRAMES": "3", "MAX_NEW_TOKENS": "2", "METHOD": "full", "SEED": "7"}
+    chosen = {"MODEL": "demo", "DEVICE": "cpu", "NUM_FRAMES": "3", "MAX_NEW_TOKENS": "2", "TAU": "0.7", "SEED": "7"}
     for name, value in chosen.items():
         monkeypatch.setenv(f"HOLITOM_{name}", value)
     document = invoke("ask", demo_clip, "What?", "--json").document()
     assert document["model"]["id"] == "demo"
     assert document["sampling"]["frames"] == 3
     assert (document["settings"]["max_new_tokens"], document["settings"]["seed"]) == (2, 7)
-    assert document["results"][0]["method"] == "full"
+    assert document["results"][0]["method_settings"]["tau"] == 0.7
 
 
 @pytest.mark.parametrize(
