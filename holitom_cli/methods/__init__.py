@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from holitom_cli.errors import MethodError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 
@@ -82,6 +84,49 @@ def settings_of(cls: type[Method]) -> tuple[Field[Any], ...]:
 def name_of(method: Method) -> str:
     """The name that `get` knows a method by."""
     return type(method).__module__.rpartition(".")[2]
+
+
+def check_ratio(retain_ratio: float) -> None:
+    """Refuse a share of tokens outside (0, 1].
+
+    Raises:
+        MethodError: it is.
+    """
+    if not 0 < retain_ratio <= 1:
+        raise MethodError(
+            f"Setting retain_ratio is {retain_ratio}, but has to be above 0 and at most 1.", "Change --retain-ratio."
+        )
+
+
+def budget(retain_ratio: float, frames: int, patches: int) -> int:
+    """How many of the clip's tokens a share comes to, at least one."""
+    return max(1, round(retain_ratio * frames * patches))
+
+
+def keep(video: VideoFeatures, places: Tensor, stage: str) -> VisualTokens:
+    """Some of a clip's tokens as they are; the others are dropped.
+
+    Args:
+        video: the clip.
+        places: (N,) int64, ascending, among the F * P tokens in reading order.
+        stage: what the funnel calls this.
+    """
+    import torch
+
+    from holitom_cli.types import VisualTokens
+
+    frames, patches, _ = video.tokens.shape
+    source = torch.full((frames * patches,), -1, device=places.device)
+    source[places] = torch.arange(len(places), device=places.device)
+    return VisualTokens(
+        embeds=video.tokens.flatten(0, 1)[places],
+        frame=places // patches,
+        cell=places % patches,
+        size=torch.ones_like(places),
+        source=source.view(frames, patches),
+        segments=tuple(range(frame, frame + 1) for frame in range(frames)),
+        stages=((stage, len(places)),),
+    )
 
 
 def _preset(cls: type[Method], name: str, preset: str | None) -> Mapping[str, Any]:
