@@ -20,12 +20,6 @@ def paper_prefill(shape: ModelShape, visual: Sequence[int]) -> float:
     return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in visual))
 
 
-def paper_decode(shape: ModelShape, visual: Sequence[int], generated: int = 100) -> float:
-    """The paper's figure for generating tokens, 100 by default, after `visual` tokens in each layer."""
-    d, m, r = shape.hidden, shape.intermediate, generated
-    return float(sum(r * ((4 * d**2 + 2 * d * m) + 2 * (d * n + d * (r + 1) / 2)) for n in visual))
-
-
 def true_prefill(shape: ModelShape, tokens: Sequence[int]) -> float:
     """FLOPs of the language model's prefill, the logits of the last token included.
 

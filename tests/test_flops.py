@@ -59,7 +59,6 @@ def test_the_papers_other_rows() -> None:
 def test_the_papers_formula_by_hand() -> None:
     tiny = replace(SEVEN_B, hidden=2, intermediate=5)
     assert flops.paper_prefill(tiny, [3]) == 4 * 3 * 4 + 2 * 9 * 2 + 2 * 3 * 2 * 5
-    assert flops.paper_decode(tiny, [3], generated=7) == 7 * ((4 * 4 + 2 * 2 * 5) + 2 * (2 * 3 + 2 * 8 / 2))
     assert flops.paper_prefill(tiny, [3, 3, 1]) == 2 * flops.paper_prefill(tiny, [3]) + flops.paper_prefill(tiny, [1])
 
 

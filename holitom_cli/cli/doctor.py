@@ -13,7 +13,7 @@ from holitom_cli.cli import session
 from holitom_cli.cli.config import config_file
 from holitom_cli.cli.console import Talk, print_data, write_json
 from holitom_cli.cli.options import ModelOptions, command
-from holitom_cli.errors import HolitomError
+from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.terminal import doctor_table
 from holitom_cli.report.text import size
 
@@ -45,6 +45,8 @@ def doctor(
     """
     from holitom_cli.video import capabilities
 
+    if not check_model and (video or yes or (num_frames, device, dtype) != (8, "auto", "auto")):
+        raise UsageError("This option only serves --check-model.", "As in: holitom doctor --check-model demo")
     findings = {"program": _program(), "device": _device(), "video": dict[str, Any](capabilities()), "cache": _cache()}
     if check_model:
         options = ModelOptions(model=check_model, device=device, dtype=dtype, yes=yes)

@@ -15,6 +15,8 @@ from holitom_cli.errors import UsageError, reason
 from holitom_cli.report.text import size
 
 if TYPE_CHECKING:
+    import torch
+
     from holitom_cli.methods import Method
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
@@ -27,9 +29,12 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
     """Locate the checkpoint, downloading it if the user agrees, and check that the method fits its depth."""
     if options.device_map not in (None, "auto"):
         raise UsageError(f"--device-map {options.device_map!r} is not known.", "Use --device-map auto.")
+    from holitom_cli.model.device import choose_device, choose_dtype
     from holitom_cli.model.loading import read_checkpoint
 
-    checkpoint = read_checkpoint(_source(options, talk))
+    device = choose_device(options.device)
+    choose_dtype(options.dtype, device)  # a wrong one is told before anything is downloaded
+    checkpoint = read_checkpoint(_source(options, device, talk))
     method.reductions(checkpoint.depth)
     return checkpoint
 
@@ -109,11 +114,9 @@ def fetch(model: str, revision: str | None, talk: Talk, *, yes: bool) -> Source:
     return hub.download(plan)
 
 
-def _source(options: ModelOptions, talk: Talk) -> Source:
+def _source(options: ModelOptions, device: torch.device, talk: Talk) -> Source:
     from holitom_cli.model import hub
-    from holitom_cli.model.device import choose_device
 
-    device = choose_device(options.device)
     name, why = (options.model, "") if options.model else hub.default_model(device)
     if why:
         talk.say(f"Using {name}: {why}.")

@@ -20,7 +20,7 @@ class StaticCache:
         self.room = room
         self.keys: list[Tensor] = [torch.empty(0)] * depth  # each (B, Hkv, S, d)
         self.values: list[Tensor] = [torch.empty(0)] * depth
-        self.lengths: list[Tensor] = [torch.empty(0)] * depth  # each (B,) int64, on the layer's device
+        self.lengths: list[Tensor] = [torch.empty(0)] * depth  # each (B,) int64; layers of equal length share one
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, s, d) and return those that the new queries attend to."""
@@ -42,7 +42,7 @@ class StaticCache:
 
     def advance(self) -> None:
         """Count the token that every layer has just stored."""
-        for length in self.lengths:
+        for length in {id(length): length for length in self.lengths}.values():
             length.add_(1)
 
     def _fill(self, key: Tensor, value: Tensor, layer: int) -> None:
@@ -52,4 +52,6 @@ class StaticCache:
         self.values[layer] = value.new_zeros(shape)
         self.keys[layer][:, :, :length] = key
         self.values[layer][:, :, :length] = value
-        self.lengths[layer] = torch.full((batch,), length, device=key.device)
+        shared = layer > 0 and self.keys[layer - 1].shape == shape and self.keys[layer - 1].device == key.device
+        own = torch.full((batch,), length, device=key.device)
+        self.lengths[layer] = self.lengths[layer - 1] if shared else own

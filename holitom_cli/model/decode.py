@@ -30,10 +30,10 @@ def decode_one_token(language_model: Any, lm_head: Any, cache: StaticCache, toke
     """
     hidden = language_model.embed_tokens(token[:, None])
     rope = language_model.rotary_emb(hidden, position[:, None])
-    mask, length = None, None
+    mask, lengths = None, None
     for index, layer in enumerate(language_model.layers):
-        if length is None or cache.keys[index].shape[2] != length:  # layers between two reductions share a mask
-            mask, length = cache.mask(index, hidden.dtype), cache.keys[index].shape[2]
+        if cache.lengths[index] is not lengths:  # layers between two reductions share their lengths, so their mask
+            mask, lengths = cache.mask(index, hidden.dtype), cache.lengths[index]
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
     cache.advance()
     logits: Tensor = lm_head(language_model.norm(hidden[:, -1]))

@@ -134,3 +134,8 @@ def test_completion_offers_what_fits(tmp_path: Path, typed: str, offered: set[st
     words = str(len(typed.split()) - 1)
     done = installed(home=tmp_path, _HOLITOM_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=words)
     assert set(done.out.split()) == offered
+
+
+@pytest.mark.parametrize("option", [["--video", "clip.mp4"], ["--num-frames", "4"], ["--dtype", "float16"], ["--yes"]])
+def test_doctor_refuses_options_of_a_check_that_does_not_run(invoke: Invoke, option: list[str]) -> None:
+    invoke("doctor", *option).sentence(2, "This option only serves --check-model.")
