@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from holitom_cli import __version__, flops, methods
 from holitom_cli.types import (
     Answer,
+    Choice,
     Flops,
     Frames,
     Generation,
@@ -36,8 +37,9 @@ _PACKAGES = ("torch", "transformers", "accelerate", "av", "decord")
 class Spoken:
     """What the language model said."""
 
-    ids: tuple[int, ...]  # the end token included, if one came
+    ids: tuple[int, ...]  # the end token included, if one came; none where it chose
     seconds: float  # from the first token to the last
+    choices: tuple[Choice, ...] = ()
 
 
 def answer(
@@ -56,8 +58,8 @@ def answer(
     inner = torch.where(source < 0, -1, into[source.clamp_min(0)])
     return Answer(
         question=question,
-        text=model.chat.decode(ids),
-        finish_reason="stop" if ids[-1] in model.chat.end_ids else "length",
+        text=_likeliest(spoken.choices) or model.chat.decode(ids),
+        finish_reason=_finish_reason(spoken, model.chat.end_ids),
         method=methods.name_of(watched.method),
         method_settings=asdict(watched.method),  # type: ignore[call-overload]
         generation=generation,
@@ -74,7 +76,18 @@ def answer(
         token_ids=ids,
         versions=versions(),
         warnings=(*frames.warnings, *_model_warnings(model)),
+        choices=spoken.choices,
     )
+
+
+def _likeliest(choices: tuple[Choice, ...]) -> str:
+    return max(choices, key=lambda choice: choice.probability).text if choices else ""
+
+
+def _finish_reason(spoken: Spoken, end_ids: frozenset[int]) -> Literal["stop", "length", "choice"]:
+    if spoken.choices:
+        return "choice"
+    return "stop" if spoken.ids[-1] in end_ids else "length"
 
 
 def _token_counts(visual: VisualTokens, state: Prefill, generated: int) -> TokenCounts:
@@ -91,7 +104,7 @@ def _token_counts(visual: VisualTokens, state: Prefill, generated: int) -> Token
 
 
 def _timings(watched: Watched, clock: Clock, spoken: Spoken) -> Timings:
-    later = len(spoken.ids) - 1
+    later = max(0, len(spoken.ids) - 1)
     stages = {**watched.frames.timings_ms, **watched.clock.milliseconds(), **clock.milliseconds()}
     return Timings(
         stages_ms=stages,

@@ -21,6 +21,12 @@ class Clock:
         self._device = device
         self._marks: list[tuple[str, Any, Any]] = []
 
+    def branch(self) -> Clock:
+        """A clock that knows the stages so far, for one of several ways on."""
+        other = Clock(self._device)
+        other._marks = list(self._marks)
+        return other
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what runs inside, on the device's own clock."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +19,15 @@ from holitom_cli.clock import Clock
 from holitom_cli.errors import DeviceError, UsageError, VideoError
 from holitom_cli.methods import Method
 from holitom_cli.model import preprocess, vision
+from holitom_cli.model.choices import choice_probabilities, encode_choices
 from holitom_cli.model.decode import generate
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import prompt_embeds
-from holitom_cli.types import Answer, Frames, Generation, VideoInfo, Watched
+from holitom_cli.types import Answer, Choice, Frames, Generation, Seen, VideoInfo, Watched
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from holitom_cli.model.loading import Checkpoint, Model
 
 ANSWER_ROOM = 64  # positions that a prompt has to leave for its answer
@@ -54,9 +57,24 @@ def watch(
     chosen.reductions(model.checkpoint.depth)
     # 1. Frames, once it is sure that their tokens will fit.
     frames = path_or_frames if isinstance(path_or_frames, Frames) else _read(model, path_or_frames, chosen, num_frames)
+    check_room(model.checkpoint, chosen, len(frames))  # here already: the tower may take long
+    return compress(model, see(model, frames, attention=chosen.needs_attention, keys=chosen.needs_keys), chosen)
+
+
+def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) -> Seen:
+    """Encode a video's frames, for one method or several.
+
+    Args:
+        model: from `load_model`.
+        frames: decoded.
+        attention: whether one of the methods needs the attention that patches receive.
+        keys: whether one of them needs the tower's keys.
+
+    Raises:
+        HolitomError: there is no frame, or the GPU's memory is full.
+    """
     if not len(frames):
         raise VideoError("There is no frame to look at.", "Give at least one.")
-    check_room(model.checkpoint, chosen, len(frames))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     clock = Clock(model.device)
@@ -66,11 +84,22 @@ def watch(
             pixels = preprocess.prepare(model.preprocessor, frames, model.device)
         # 3. Tower, projector, pool.
         with clock.stage("vision"):
-            features = vision.encode(model, pixels, attention=chosen.needs_attention, keys=chosen.needs_keys)
-        # 4. Compression.
-        with clock.stage("compress"):
-            visual = chosen.compress(features)
-    return Watched(frames, visual, chosen, clock)
+            features = vision.encode(model, pixels, attention=attention, keys=keys)
+    return Seen(frames, features, clock)
+
+
+def compress(model: Model, seen: Seen, method: Method) -> Watched:
+    """Compress an encoded video; `seen` stays as it is and can be compressed again.
+
+    Raises:
+        HolitomError: the tokens do not fit the model's positions, or the GPU's memory is full.
+    """
+    check_room(model.checkpoint, method, len(seen.frames))
+    clock = seen.clock.branch()
+    # 4. Compression.
+    with torch.inference_mode(), _memory_advice(model), clock.stage("compress"):
+        visual = method.compress(seen.features)
+    return Watched(seen.frames, visual, method, clock)
 
 
 def ask(
@@ -103,21 +132,41 @@ def ask(
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 5. The prompt.
-        before, after = model.chat.encode(question)
-        check_room(model.checkpoint, watched.method, len(watched.frames), len(before) + len(after))
-        embeds, span = prompt_embeds(model, before, watched.visual, after)
+        embeds, span = _prompt(model, watched, question)
         left = model.checkpoint.max_positions - len(embeds)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
-        reductions = watched.method.reductions(model.checkpoint.depth)
-        with clock.stage("prefill"):
-            state = prefill(
-                model.language_model, model.lm_head, embeds, span, reductions, room=generation.max_new_tokens
-            )
+        state = _prefill(model, watched, embeds, span, clock, room=generation.max_new_tokens)
         # 7. The answer, token by token.
         spoken = _speak(model, state, generation, clock, on_text)
     # 8. The account.
     return account.answer(model, watched, question, generation, state, spoken, clock)
+
+
+def choose(model: Model, watched: Watched, question: str, choices: Sequence[str]) -> Answer:
+    """Let the model choose among given answers; nothing is generated.
+
+    Args:
+        model: the model that watched the video.
+        watched: from `watch`.
+        question: in words.
+        choices: two answers or more.
+
+    Returns:
+        An answer whose text is the likeliest choice, with the probability of each in `choices`.
+
+    Raises:
+        HolitomError: the question, the choices, the model's positions or the GPU's memory do not allow it.
+    """
+    options = encode_choices(model.chat, choices)
+    clock = Clock(model.device)
+    with torch.inference_mode(), _memory_advice(model):
+        embeds, span = _prompt(model, watched, question, options.room)
+        state = _prefill(model, watched, embeds, span, clock, room=options.room)
+        with clock.stage("sample"):
+            shares = choice_probabilities(model, state, options)
+    spoken = Spoken((), 0.0, tuple(map(Choice, options.texts, shares)))
+    return account.answer(model, watched, question, Generation(), state, spoken, clock)
 
 
 def sampled(info: VideoInfo, num_frames: int) -> int:
@@ -175,6 +224,20 @@ def replace_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     if not settings:
         return method
     return methods.get(methods.name_of(method), **{**asdict(method), **settings})  # type: ignore[call-overload]
+
+
+def _prompt(model: Model, watched: Watched, question: str, answer_tokens: int = 0) -> tuple[Tensor, range]:
+    """The prompt (L, D) and where its visual part stands, once it is sure that it and its answer fit."""
+    before, after = model.chat.encode(question)
+    needed = len(before) + len(after) + max(0, answer_tokens - ANSWER_ROOM)
+    check_room(model.checkpoint, watched.method, len(watched.frames), needed)
+    return prompt_embeds(model, before, watched.visual, after)
+
+
+def _prefill(model: Model, watched: Watched, embeds: Tensor, span: range, clock: Clock, *, room: int) -> Prefill:
+    reductions = watched.method.reductions(model.checkpoint.depth)
+    with clock.stage("prefill"):
+        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room)
 
 
 def _read(model: Model, path: str | Path, method: Method, num_frames: int) -> Frames:

@@ -120,8 +120,17 @@ class VisualTokens:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A video behind the vision tower: encoded once, for any number of methods."""
+
+    frames: Frames
+    features: VideoFeatures
+    clock: Clock  # stages preprocess, vision
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """A video as the language model will see it: encoded once, for any number of questions."""
+    """A video as the language model will see it: compressed once, for any number of questions."""
 
     frames: Frames
     visual: VisualTokens
@@ -268,13 +277,21 @@ class Flops:
     true_full: float
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers that were given to choose from."""
+
+    text: str
+    probability: float  # among the choices, which add up to 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """An answer and everything that made it."""
 
     question: str
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "choice"]
     method: str
     method_settings: Mapping[str, Any]
     generation: Generation
@@ -291,3 +308,4 @@ class Answer:
     token_ids: tuple[int, ...]
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()  # where there were some, the text is the likeliest of them

@@ -26,6 +26,7 @@ class Plan:
     generation: Generation
     num_frames: int
     decode_timeout_seconds: float | None = None
+    choices: tuple[str, ...] = ()  # answers to choose from; where there are none, one is generated
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Everything besides clip and question that an answer depends on."""
@@ -34,6 +35,7 @@ class Plan:
             "generation": asdict(self.generation),
             "num_frames": self.num_frames,
             "model": [model.info.id, model.info.revision, model.info.dtype],
+            **({"choices": self.choices} if self.choices else {}),
         }
 
 
@@ -69,10 +71,16 @@ def _ask_all(model: Model, clip: Path, plan: Plan, questions: Mapping[str, str])
         return
     for key, question in questions.items():
         try:
-            answer: Answer | HolitomError = pipeline.ask(model, watched, question, **asdict(plan.generation))
+            answer: Answer | HolitomError = _answer(model, watched, question, plan)
         except Exception as error:
             answer = in_a_sentence(error)
         yield Item(key, clip, question, answer)
+
+
+def _answer(model: Model, watched: Watched, question: str, plan: Plan) -> Answer:
+    if plan.choices:
+        return pipeline.choose(model, watched, question, plan.choices)
+    return pipeline.ask(model, watched, question, **asdict(plan.generation))
 
 
 def _watch(model: Model, clip: Path, plan: Plan) -> Watched:

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write, write_json
-from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions, command
+from holitom_cli.cli.options import (
+    AnswerOptions,
+    Choices,
+    MethodOptions,
+    ModelOptions,
+    VideoOptions,
+    command,
+    split_choices,
+)
 from holitom_cli.report.record import document
 from holitom_cli.report.terminal import report, warning_line
 from holitom_cli.report.text import visible
@@ -43,6 +51,7 @@ def ask(
     questions_file: Annotated[
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
     ] = None,
+    choices: Choices = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
     ] = False,
@@ -57,6 +66,7 @@ def ask(
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight or a frame.
     asked = session.read_questions(question, questions, questions_file)
+    given = split_choices(choices)
     chosen = method.build(context)
     from holitom_cli import methods, pipeline
     from holitom_cli.video import probe
@@ -66,7 +76,7 @@ def ask(
     checkpoint = session.find_checkpoint(model, chosen, talk)
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
-        session.check_room(checkpoint, rival, pipeline.sampled(info, video.num_frames), asked)
+        session.check_room(checkpoint, rival, pipeline.sampled(info, video.num_frames), asked, given)
     # 2. The model and the frames.
     loaded = session.load(model, checkpoint, talk)
     frames = session.frames(file, video, talk)
@@ -74,10 +84,10 @@ def ask(
     if baseline:
         with talk.busy("Warming up, so that both are timed alike"):
             for rival in rivals:
-                _answers(loaded, frames, rival, asked[:1], replace(answer, max_new_tokens=2), Talk(quiet=True))
+                _answers(loaded, frames, rival, asked[:1], given, replace(answer, max_new_tokens=2), Talk(quiet=True))
     stream = not (json or no_stream)
-    answers = _answers(loaded, frames, chosen, asked, answer, talk, stream=stream)
-    full = _answers(loaded, frames, rivals[1], asked, answer, talk) if baseline else []
+    answers = _answers(loaded, frames, chosen, asked, given, answer, talk, stream=stream)
+    full = _answers(loaded, frames, rivals[1], asked, given, answer, talk) if baseline else []
     # 4. The report.
     if json:
         write_json(document(answers, full))
@@ -94,6 +104,7 @@ def _answers(
     frames: Frames,
     method: Method,
     questions: Sequence[str],
+    choices: Sequence[str],
     options: AnswerOptions,
     talk: Talk,
     *,
@@ -113,7 +124,13 @@ def _answers(
                 done()
                 write(piece)
 
-            answers.append(pipeline.ask(model, watched, question, **asdict(options), on_text=show if stream else None))
+            if choices:
+                answers.append(pipeline.choose(model, watched, question, choices))
+            else:
+                listen = show if stream else None
+                answers.append(pipeline.ask(model, watched, question, **asdict(options), on_text=listen))
+        if stream and choices:
+            write(answers[-1].text)
         if stream:
             write("\n")
     return answers

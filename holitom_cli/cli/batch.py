@@ -17,7 +17,15 @@ from rich.text import Text
 
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write_json
-from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions, command
+from holitom_cli.cli.options import (
+    AnswerOptions,
+    Choices,
+    MethodOptions,
+    ModelOptions,
+    VideoOptions,
+    command,
+    split_choices,
+)
 from holitom_cli.errors import BatchError, reason
 from holitom_cli.report.record import error_record, flat_record
 from holitom_cli.report.text import visible
@@ -45,6 +53,7 @@ def batch(
     questions_file: Annotated[
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
     ] = None,
+    choices: Choices = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A JSONL file to append to; what it has answers for is skipped."),
@@ -57,6 +66,7 @@ def batch(
     """
     talk = Talk(quiet=quiet)
     asked = session.read_questions(None, questions, questions_file)
+    given = split_choices(choices)
     chosen = method.build(context)
     from holitom_cli import pipeline
     from holitom_cli.batch import manifest, runner
@@ -64,10 +74,10 @@ def batch(
     generation = pipeline.check_generation(Generation(**asdict(answer)))
     clips = manifest.find_clips(paths)
     finished = manifest.finished_keys(output) if output else set()
-    plan = runner.Plan(asked, chosen, generation, video.num_frames, video.decode_timeout)
+    plan = runner.Plan(asked, chosen, generation, video.num_frames, video.decode_timeout, given)
     with _rows(output) as add, _progress(talk, len(clips)) as step:
         checkpoint = session.find_checkpoint(model, chosen, talk)
-        session.check_room(checkpoint, chosen, 1, asked)
+        session.check_room(checkpoint, chosen, 1, asked, given)
         loaded = session.load(model, checkpoint, talk)
         tally = {"answered": 0, "failed": 0, "skipped": 0}
         for clip, items in zip(clips, runner.run(loaded, clips, plan, finished), strict=True):

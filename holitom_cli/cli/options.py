@@ -140,6 +140,17 @@ class AnswerOptions:
     seed: Annotated[int, _option("--seed", "Seed of the sampling.", _ANSWER, min=0, max=2**63 - 1)] = 0
 
 
+Choices = Annotated[
+    str | None,
+    typer.Option("--choices", metavar="A,B,...", help="Choose among these answers; nothing is generated."),
+]
+
+
+def split_choices(text: str | None) -> tuple[str, ...]:
+    """The answers between the commas, none where the option was not given."""
+    return () if text is None else tuple(choice.strip() for choice in text.split(","))
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="HOLITOM_DEBUG")]
 
 

@@ -56,10 +56,15 @@ def frames(file: str, options: VideoOptions, talk: Talk) -> Frames:
         return video.read(file, options.num_frames, timeout_seconds=options.decode_timeout)
 
 
-def check_room(checkpoint: Checkpoint, method: Method, frame_count: int, questions: Sequence[str]) -> None:
-    """Refuse prompts that would be too long for the model, before a frame is decoded or a weight read."""
+def check_room(
+    checkpoint: Checkpoint, method: Method, frame_count: int, questions: Sequence[str], choices: Sequence[str] = ()
+) -> None:
+    """Refuse what the model cannot be asked, before a frame is decoded or a weight read."""
     from holitom_cli import pipeline
+    from holitom_cli.model.choices import encode_choices
 
+    if choices:
+        encode_choices(checkpoint.chat, choices)
     for question in questions:
         before, after = checkpoint.chat.encode(question)
         pipeline.check_room(checkpoint, method, frame_count, len(before) + len(after))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import load_model as load_model
 
 _HOME = {"Model": "loading", "load_model": "loading"}
-_ROOMS = ("decode", "device", "hub", "loading", "prefill", "preprocess", "prompt", "vision")
+_ROOMS = ("choices", "decode", "device", "hub", "loading", "prefill", "preprocess", "prompt", "vision")
 
 
 def __getattr__(name: str) -> Any:

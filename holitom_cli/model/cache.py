@@ -42,8 +42,15 @@ class StaticCache:
 
     def advance(self) -> None:
         """Count the token that every layer has just stored."""
+        self._grow(1)
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last `tokens` appended tokens: what is stored behind the lengths is masked and overwritten."""
+        self._grow(-tokens)
+
+    def _grow(self, tokens: int) -> None:
         for length in {id(length): length for length in self.lengths}.values():
-            length.add_(1)
+            length.add_(tokens)
 
     def _fill(self, key: Tensor, value: Tensor, layer: int) -> None:
         batch, heads, length, width = key.shape

@@ -107,14 +107,19 @@ def generate(
         token = choose(logits, generation, generator)
         value = int(token[0])
         if value < 0:
-            raise GenerationError(
-                "The language model's output is not a number (NaN or infinity).",
-                "Try --dtype bfloat16 or float32; if that does not help, the checkpoint's weights are damaged.",
-            )
+            raise not_a_number()
         yield value
         if value in end_ids or count == generation.max_new_tokens:
             return
         logits = step(token)
+
+
+def not_a_number() -> GenerationError:
+    """What is said of logits that are not finite."""
+    return GenerationError(
+        "The language model's output is not a number (NaN or infinity).",
+        "Try --dtype bfloat16 or float32; if that does not help, the checkpoint's weights are damaged.",
+    )
 
 
 def _nucleus(shares: Tensor, top_p: float) -> Tensor:

@@ -104,6 +104,7 @@ def _result(answer: Answer) -> dict[str, Any]:
         "method_settings": answer.method_settings,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
+        **({"choices": [asdict(choice) for choice in answer.choices]} if answer.choices else {}),
         "tokens": _tokens(answer.tokens),
         "segments": _segments(answer),
         "timings": _timings(answer),

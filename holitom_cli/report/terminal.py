@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from holitom_cli.errors import HolitomError
-    from holitom_cli.types import Answer, Frames, ModelInfo, Segment, TokenCounts
+    from holitom_cli.types import Answer, Choice, Frames, ModelInfo, Segment, TokenCounts
 
 _KINDS = {
     "demo": "bundled with holitom",
@@ -240,11 +240,26 @@ def _question(answer: Answer, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
     prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
+    facts = _facts([("asked", answer.question), ("prompt", prompt), ("answer", _ending(answer))])
+    title = f"Question {number} of {total}" if total > 1 else "Question"
+    return _section(title, facts, *([Text(), _choices(answer.choices)] if answer.choices else []))
+
+
+def _ending(answer: Answer) -> str:
+    if answer.choices:
+        return f"the likeliest of {text.count(len(answer.choices))} choices, nothing was generated"
     limit = f"cut off by the limit of {text.count(answer.generation.max_new_tokens)}"
     ending = "stopped by itself" if answer.finish_reason == "stop" else limit
-    generated = f"{text.counted(tokens.generated, 'token')}, {ending}"
-    title = f"Question {number} of {total}" if total > 1 else "Question"
-    return _section(title, _facts([("asked", answer.question), ("prompt", prompt), ("answer", generated)]))
+    return f"{text.counted(answer.tokens.generated, 'token')}, {ending}"
+
+
+def _choices(choices: Sequence[Choice]) -> RenderableType:
+    """One bar a choice."""
+    chart = _chart(figures=1)
+    for choice in choices:
+        share = choice.probability
+        chart.add_row(Text(text.visible(choice.text)), text.percent(share), Bar(1, 0, share, color="cyan"))
+    return Constrain(chart, _CHART_COLUMNS)
 
 
 def _waterfall(stages: Mapping[str, float]) -> RenderableType:
@@ -267,7 +282,7 @@ def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
         stages[text.counted(later, "more token")] = timings.tpot_ms * later
     rows: list[tuple[str, str | Text]] = [
         ("TTFT", f"{text.milliseconds(timings.ttft_ms)} ({' + '.join(_TTFT_STAGES)})"),
-        ("per token", _per_token(timings.tpot_ms, timings.tokens_per_second)),
+        *([] if answer.choices else [("per token", _per_token(timings.tpot_ms, timings.tokens_per_second))]),
         ("time to answer", text.seconds(timings.time_to_answer_s)),
     ]
     return _section("Time", _waterfall(stages), Text(), _facts(rows), note=_short(answer.model))
