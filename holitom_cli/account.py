@@ -75,7 +75,7 @@ def answer(
         inner_size=torch.bincount(inner[inner >= 0], minlength=len(visual) + 1),
         token_ids=ids,
         versions=versions(),
-        warnings=(*frames.warnings, *_model_warnings(model)),
+        warnings=(*frames.warnings, *_warnings(model, tokens, generation)),
         choices=spoken.choices,
     )
 
@@ -168,9 +168,13 @@ def _host_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _model_warnings(model: Model) -> Iterator[str]:
+def _warnings(model: Model, tokens: TokenCounts, generation: Generation) -> Iterator[str]:
     if model.checkpoint.random:
         yield f"The checkpoint {model.info.id} has random weights: its answers are noise."
+    if not tokens.visual:
+        yield "No visual token is left, so the answer knows nothing of the video; raise the share that is kept."
+    if tokens.generated == generation.max_new_tokens == model.checkpoint.max_positions - tokens.prompt:
+        yield f"The answer was cut off at {tokens.generated:,} tokens, where the model's positions end."
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from holitom_cli import methods
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.decode import generate
+from holitom_cli.model.device import memory_advice
 from holitom_cli.model.loading import Model
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import prompt_embeds
@@ -56,6 +57,7 @@ class Comparison:
         return self.logits_relative_error <= _SCATTER * self.stock_relative_error
 
 
+@memory_advice("the device", "for the comparison", "Use fewer --num-frames.")
 @torch.inference_mode()
 def compare_with_stock(model: Model, frames: Frames, question: str, max_new_tokens: int = 16) -> Comparison:
     """Answer one question with every token kept, by our loop and by the library's `generate`.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ import torch
 from holitom_cli import account, methods, video
 from holitom_cli.account import Spoken
 from holitom_cli.clock import Clock
-from holitom_cli.errors import DeviceError, UsageError, VideoError
+from holitom_cli.errors import UsageError, VideoError
 from holitom_cli.methods import Method
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.choices import choice_probabilities, encode_choices
 from holitom_cli.model.decode import generate
+from holitom_cli.model.device import memory_advice
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import prompt_embeds
 from holitom_cli.types import Answer, Choice, Frames, Generation, Seen, VideoInfo, Watched
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from holitom_cli.model.loading import Checkpoint, Model
 
+SMALLER = "Use fewer --num-frames, a smaller --retain-ratio, a smaller checkpoint, or --device-map auto."
 ANSWER_ROOM = 64  # positions that a prompt has to leave for its answer
 
 
@@ -53,7 +55,7 @@ def watch(
     Raises:
         HolitomError: the file, the settings, the model's positions or the GPU's memory do not allow it.
     """
-    chosen = methods.get(method, **settings) if isinstance(method, str) else replace_settings(method, settings)
+    chosen = methods.get(method, **settings) if isinstance(method, str) else methods.change(method, **settings)
     chosen.reductions(model.checkpoint.depth)
     # 1. Frames, once it is sure that their tokens will fit.
     frames = path_or_frames if isinstance(path_or_frames, Frames) else _read(model, path_or_frames, chosen, num_frames)
@@ -219,13 +221,6 @@ def check_generation(generation: Generation) -> Generation:
     return generation
 
 
-def replace_settings(method: Method, settings: Mapping[str, Any]) -> Method:
-    """The method with some settings changed."""
-    if not settings:
-        return method
-    return methods.get(methods.name_of(method), **{**asdict(method), **settings})  # type: ignore[call-overload]
-
-
 def _prompt(model: Model, watched: Watched, question: str, answer_tokens: int = 0) -> tuple[Tensor, range]:
     """The prompt (L, D) and where its visual part stands, once it is sure that it and its answer fit."""
     before, after = model.chat.encode(question)
@@ -276,13 +271,5 @@ def _speak(
     return Spoken(tuple(ids), seconds)
 
 
-@contextmanager
-def _memory_advice(model: Model) -> Iterator[None]:
-    """Running out of GPU memory gets a sentence and what to try."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"The memory of {model.info.device_name} is not enough for this question.",
-            "Use fewer --num-frames, a smaller --retain-ratio, a smaller checkpoint, or --device-map auto.",
-        ) from error
+def _memory_advice(model: Model) -> AbstractContextManager[None]:
+    return memory_advice(model.info.device_name, "for this question", SMALLER)

@@ -263,7 +263,7 @@ class Timings:
 class Memory:
     """Peak memory in bytes."""
 
-    device_peak_bytes: int | None  # allocated on the GPU since the question began; None on a CPU
+    device_peak_bytes: int | None  # allocated on the first GPU since the video was watched; None on a CPU
     host_peak_bytes: int  # resident set of the process since it started
 
 
@@ -309,3 +309,7 @@ class Answer:
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     choices: tuple[Choice, ...] = ()  # where there were some, the text is the likeliest of them
+
+    def agrees(self, other: Answer) -> bool:
+        """Whether both say the same, token by token: texts can be alike, or both empty, where tokens differ."""
+        return (self.text, self.token_ids) == (other.text, other.token_ids)

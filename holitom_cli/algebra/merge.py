@@ -93,17 +93,24 @@ def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         The kept states (m, D) in the dtype of `states`, and into (n,) int64, the kept row that each row
         went to.
     """
-    count = len(states)
     exact = states.float()
-    is_kept = torch.zeros(count, dtype=torch.bool, device=states.device).index_fill_(0, kept, True)
     unit = F.normalize(exact, dim=-1)
     slot = (unit @ unit[kept].T).argmax(1)  # (n,) index into kept
     slot = slot.index_copy(0, kept, torch.arange(len(kept), device=states.device))
-    folds = F.one_hot(slot, len(kept)).float() * ~is_kept[:, None]  # (n, m)
-    still_to_come = folds.flip(0).cumsum(0).flip(0)  # folds into the slot from this row on
-    weights = folds * torch.exp2(-still_to_come)
-    weights = weights + F.one_hot(slot, len(kept)) * is_kept[:, None] * torch.exp2(-folds.sum(0))
-    return (weights.T @ exact).to(states.dtype), kept[slot]
+    weights = exact.new_zeros(len(kept), len(states))
+    weights.scatter_(0, slot[None], torch.exp2(-_halvings(slot, kept).float())[None])
+    return (weights @ exact).to(states.dtype), kept[slot]
+
+
+def _halvings(slot: Tensor, kept: Tensor) -> Tensor:
+    """How often each row is halved: by its own fold and all later ones into its slot; (n,) int64."""
+    dropped = torch.ones_like(slot).index_fill_(0, kept, 0)
+    folds = torch.zeros_like(kept).scatter_add_(0, slot, dropped)  # (m,) into each slot
+    order = slot.argsort(stable=True)  # slot by slot, in position order
+    from_here = dropped[order].flip(0).cumsum(0).flip(0)  # folds from each row on, in its slot and later ones
+    later_slots = folds.flip(0).cumsum(0).flip(0) - folds
+    halved = torch.empty_like(slot).scatter_(0, order, from_here - later_slots[slot[order]])
+    return torch.where(dropped.bool(), halved, folds[slot])
 
 
 def _squared_distances(tokens: Tensor, valid: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ ENDINGS = frozenset(
     for ending in "3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905
 )
 _BLOCK_BYTES = 65536
+_BLOCKS = 64
 _ROW_BEGINS = b'{"key": "'
 
 
@@ -33,7 +34,7 @@ def find_clips(paths: Iterable[Path]) -> list[Path]:
 
 
 def clip_identity(path: Path) -> str:
-    """A name for a file's content: its size, and a hash of its first, middle and last block.
+    """A name for a file's content: its size, and a hash of 64 blocks spread over it (all of a file up to 4 MiB).
 
     A file that cannot be read is known by its path: it will be an error row.
     """
@@ -41,7 +42,8 @@ def clip_identity(path: Path) -> str:
     try:
         total = path.stat().st_size
         with path.open("rb") as file:
-            for start in sorted({0, max(0, (total - _BLOCK_BYTES) // 2), max(0, total - _BLOCK_BYTES)}):
+            last = max(0, total - _BLOCK_BYTES)
+            for start in sorted({last * block // (_BLOCKS - 1) for block in range(_BLOCKS)}):
                 file.seek(start)
                 digest.update(file.read(_BLOCK_BYTES))
     except OSError:
@@ -55,21 +57,21 @@ def question_key(clip: str, question: str, settings: Mapping[str, Any]) -> str:
     return blake2b(everything.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 
-def finished_keys(output: Path) -> set[str]:
-    """Keys of the rows with an answer in an output file; rows that a crash tore count as open.
+def finished_rows(output: Path) -> dict[str, dict[str, Any]]:
+    """Rows with an answer in an output file, by key; rows that a crash tore count as open.
 
     Raises:
         BatchError: the file holds something else than rows.
     """
     if not output.is_file():
-        return set()
-    finished = set()
+        return {}
+    finished = {}
     for number, line in enumerate(output.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
             key = row["key"]
             if "answer" in row:
-                finished.add(key)
+                finished[key] = row
         except (ValueError, TypeError, KeyError) as error:
             if line.startswith(_ROW_BEGINS[: len(line)]):
                 continue

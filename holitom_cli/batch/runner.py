@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from holitom_cli import methods, pipeline, video
 from holitom_cli.batch.manifest import clip_identity, question_key
 from holitom_cli.errors import HolitomError, in_a_sentence
-from holitom_cli.types import Answer, Generation, Watched
+from holitom_cli.types import Answer, Generation, VideoInfo, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
@@ -55,8 +55,10 @@ def run(model: Model, clips: Sequence[Path], plan: Plan, finished: set[str]) -> 
     for clip in clips:
         identity = clip_identity(clip)
         keys = {question_key(identity, question, settings): question for question in plan.questions}
-        yield list(_ask_all(model, clip, plan, {key: keys[key] for key in keys if key not in finished}))
-        finished.update(keys)  # the same content under another name
+        items = list(_ask_all(model, clip, plan, {key: keys[key] for key in keys if key not in finished}))
+        # What has its answer is not asked again of the same content under another name.
+        finished.update(item.key for item in items if isinstance(item.outcome, Answer))
+        yield items
 
 
 def _ask_all(model: Model, clip: Path, plan: Plan, questions: Mapping[str, str]) -> Iterator[Item]:
@@ -65,15 +67,15 @@ def _ask_all(model: Model, clip: Path, plan: Plan, questions: Mapping[str, str])
     try:
         watched = _watch(model, clip, plan)
     except Exception as error:
-        sentence = in_a_sentence(error)
+        told = sentence(error)
         for key, question in questions.items():
-            yield Item(key, clip, question, sentence)
+            yield Item(key, clip, question, told)
         return
     for key, question in questions.items():
         try:
             answer: Answer | HolitomError = _answer(model, watched, question, plan)
         except Exception as error:
-            answer = in_a_sentence(error)
+            answer = sentence(error)
         yield Item(key, clip, question, answer)
 
 
@@ -83,6 +85,16 @@ def _answer(model: Model, watched: Watched, question: str, plan: Plan) -> Answer
     return pipeline.ask(model, watched, question, **asdict(plan.generation))
 
 
+def sentence(error: Exception) -> HolitomError:
+    """The error as a sentence alone: its traceback would keep what failed, and its tensors, alive."""
+    told = in_a_sentence(error)
+    told.__cause__ = told.__context__ = None
+    return told.with_traceback(None)
+
+
 def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
-    frames = video.read(clip, plan.num_frames, timeout_seconds=plan.decode_timeout_seconds)
+    def accept(info: VideoInfo) -> None:
+        pipeline.check_room(model.checkpoint, plan.method, pipeline.sampled(info, plan.num_frames))
+
+    frames = video.read(clip, plan.num_frames, timeout_seconds=plan.decode_timeout_seconds, accept=accept)
     return pipeline.watch(model, frames, method=plan.method)

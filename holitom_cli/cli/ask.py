@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.types import Answer, Frames
 
+_WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
+
 
 @command(VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
 def ask(
@@ -72,7 +74,7 @@ def ask(
     from holitom_cli.video import probe
 
     pipeline.check_generation(Generation(**asdict(answer)))
-    info = probe(file)
+    info = probe(file, timeout_seconds=video.decode_timeout)
     checkpoint = session.find_checkpoint(model, chosen, talk)
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
@@ -82,9 +84,10 @@ def ask(
     frames = session.frames(file, video, talk)
     # 3. The answers.
     if baseline:
+        brief = replace(answer, max_new_tokens=_WARM_UP_TOKENS)
         with talk.busy("Warming up, so that both are timed alike"):
             for rival in rivals:
-                _answers(loaded, frames, rival, asked[:1], given, replace(answer, max_new_tokens=2), Talk(quiet=True))
+                _answers(loaded, frames, rival, asked[:1], given, brief, Talk(quiet=True))
     stream = not (json or no_stream)
     answers = _answers(loaded, frames, chosen, asked, given, answer, talk, stream=stream)
     full = _answers(loaded, frames, rivals[1], asked, given, answer, talk) if baseline else []

@@ -53,7 +53,7 @@ class Talk:
 def write(text: str) -> None:
     """Data for whoever reads stdout. Control characters that a model makes up do not act on a terminal."""
     if sys.stdout.isatty():
-        text = "\n".join(map(visible, text.split("\n")))
+        text = "\n".join(map(visible, text.expandtabs(4).split("\n")))
     encoding = sys.stdout.encoding
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

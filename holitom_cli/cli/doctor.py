@@ -114,7 +114,9 @@ def _check(options: ModelOptions, clip: str | None, num_frames: int) -> dict[str
     from holitom_cli.check import as_record, compare_with_stock
 
     talk = Talk()
-    checkpoint = session.find_checkpoint(options, methods.get("full"), talk)
+    full = methods.get("full")
+    checkpoint = session.find_checkpoint(options, full, talk)
+    session.check_room(checkpoint, full, num_frames, [_CHECK_QUESTION])
     frames = video_room.read(clip, num_frames) if clip else _made_up(num_frames)
     model = session.load(options, checkpoint, talk)
     with talk.busy("Comparing with stock transformers"):

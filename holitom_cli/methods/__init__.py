@@ -66,8 +66,29 @@ def get(name: str, *, preset: str | None = None, **settings: Any) -> Method:
     Raises:
         MethodError: an unknown method, preset or setting, or a value outside its range.
     """
-    cls = find(name)
-    values = {**_preset(cls, name, preset), **settings}
+    return _make(find(name), name, preset, settings)
+
+
+def change(method: Method, *, preset: str | None = None, **settings: Any) -> Method:
+    """The method with some settings changed.
+
+    Raises:
+        MethodError: as of `get`.
+    """
+    if preset is None and not settings:
+        return method
+    present = {field.name: getattr(method, field.name) for field in settings_of(type(method))}
+    return _make(type(method), name_of(method), preset, settings, present)
+
+
+def _make(
+    cls: type[Method],
+    name: str,
+    preset: str | None,
+    settings: Mapping[str, Any],
+    present: Mapping[str, Any] | None = None,
+) -> Method:
+    values = {**(present or {}), **_preset(cls, name, preset), **settings}
     known = {field.name: field for field in settings_of(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:

@@ -130,7 +130,7 @@ class HoliTom(Method):
     def _fold_least_attended(self, view: LayerView) -> tuple[Tensor, Tensor]:
         scores = view.attention[-1:]
         count = max(1, round(scores.shape[1] * (1 - self.inner_ratio)))  # one has to stay to fold the others into
-        kept = top_mask(scores, torch.tensor([count], device=scores.device))
+        kept = top_mask(scores, torch.full((1,), count, device=scores.device))
         return fold(view.hidden, _marked(kept, count))
 
 

@@ -41,10 +41,11 @@ def attention_to_span(
     """
     attention = layer.self_attn
     first = entering.shape[1] - 1 if reduction.rows == "last" else span.stop
-    normed = layer.input_layernorm(entering.to(device_of(layer.input_layernorm)))
+    norm = layer.input_layernorm
     if keys is None:
-        keys = _heads(attention.k_proj, normed, rope, attention.head_dim)
-    queries = _heads(attention.q_proj, normed[:, first:], tuple(part[:, first:] for part in rope), attention.head_dim)
+        keys = _heads(attention.k_proj, norm(entering.to(device_of(norm))), rope, attention.head_dim)
+    asking = norm(entering[:, first:].to(device_of(norm)))
+    queries = _heads(attention.q_proj, asking, tuple(part[:, first:] for part in rope), attention.head_dim)
     grouped = queries[0].unflatten(0, (keys.shape[1], -1)).float()  # (Hkv, group, Q, d)
     scores = grouped @ keys[0, :, None].float().transpose(-1, -2) * attention.scaling
     columns = torch.arange(scores.shape[-1], device=scores.device)

@@ -57,7 +57,7 @@ class DecodeStep:
         self._logits = state.logits
         self._steps = 0
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._graphable = len(devices) == 1 and state.logits.is_cuda
+        self._graphable = devices == {state.logits.device} and state.logits.is_cuda
 
     @torch.inference_mode()
     def __call__(self, token: Tensor) -> Tensor:
@@ -66,11 +66,12 @@ class DecodeStep:
         self._steps += 1
         if not self._graphable or self._steps <= self.EAGER_STEPS:
             return self._run()
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._logits = self._run()
-        self._graph.replay()
+        with torch.cuda.device(self._logits.device):  # capture and replay use the current device's streams
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph):
+                    self._logits = self._run()
+            self._graph.replay()
         return self._logits
 
     def _run(self) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from holitom_cli.errors import DeviceError, UsageError
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -70,6 +73,25 @@ def nvidia_card() -> str | None:
     return next(iter(result.stdout.splitlines()), None)
 
 
+@contextmanager
+def memory_advice(place: str, purpose: str, hint: str) -> Iterator[None]:
+    """Turn running out of memory, on any device, into a sentence.
+
+    Args:
+        place: whose memory it is.
+        purpose: what it is not enough for: "for this question", "to load demo".
+        hint: what to try.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(f"The memory of {place} is not enough {purpose}.", hint) from error
+    except RuntimeError as error:  # the CPU's allocator, Metal and a failed CUDA context have no class of their own
+        if not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
+        raise DeviceError(f"The memory of {place} is not enough {purpose}.", hint) from error
+
+
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
@@ -98,7 +120,7 @@ def _usable_cuda(device: torch.device) -> torch.device:
     if index >= count:
         raise DeviceError(f"There is no cuda:{index}; this machine has {count} GPU(s).", "Use cuda:0, say.")
     major, minor = torch.cuda.get_device_capability(index)
-    if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
+    if torch.version.hip is None and not _has_kernels(major, minor, torch.cuda.get_arch_list()):
         raise DeviceError(
             f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor}) is not among the cards "
             f"that torch {torch.__version__} was built for.",

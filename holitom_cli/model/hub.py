@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from holitom_cli.errors import ModelError
+from holitom_cli.errors import ModelError, UsageError
+from holitom_cli.model.preprocess import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,8 @@ _LARGE_NEEDS_BYTES = 19 * 1024**3  # 15.0 GiB of bfloat16 weights, and room for 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 _IGNORED = ["onnx/*"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_ORIGINAL = re.compile(r"lmms-lab/llava-onevision-qwen2-(0\.5b|7b|72b)-(ov-chat|ov|si)", re.IGNORECASE)
+_ORIGINAL = re.compile(r"lmms-lab/llava-onevision-qwen2-(0\.5b|7b|72b)-([\w-]+)", re.IGNORECASE)
+_CONVERTED = {"0.5b": ("ov", "si"), "7b": ("ov", "si", "ov-chat"), "72b": ("ov", "si", "ov-chat")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,14 @@ def locate(model: str, revision: str | None = None, reason: str = "") -> Source:
 
     Raises:
         NotHereError: a hub id that is not in the cache.
+        UsageError: a revision of something that has none.
         ModelError: no such directory, or a name that no transformers checkpoint has.
     """
+    path = Path(model).expanduser()
+    if revision and (model == DEMO or path.is_dir()):
+        raise UsageError(f"{model} has no revisions.", "Leave --revision out; only hub ids have them.")
     if model == DEMO:
         return Source(DEMO, Path(__file__).parent.parent / "assets" / "demo", "demo", reason=reason)
-    path = Path(model).expanduser()
     if path.is_dir():
         return Source(model, path.resolve(), "local", reason=reason)
     if path.exists():
@@ -101,7 +106,7 @@ def plan_download(model: str, revision: str | None = None) -> Download:
     _refuse_other_names(model)
     if not _HUB_ID.fullmatch(model):
         raise ModelError(f"{model!r} is not a hub id.", f"Hub ids look like {SMALL}.")
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     with _hub_errors(model):
         files = snapshot_download(
@@ -112,8 +117,11 @@ def plan_download(model: str, revision: str | None = None) -> Download:
             dry_run=True,
             tqdm_class=_no_bar(),
         )
-    if not files:
+    if not any(file.filename.endswith(".safetensors") for file in files):
         raise ModelError(f"{model} has no safetensors checkpoint.", "Only safetensors are loaded.")
+    with _hub_errors(model):
+        config = hf_hub_download(model, "config.json", revision=files[0].commit_hash, tqdm_class=_no_bar())
+    check_architecture(model, read_json(Path(config)))
     place = Path(constants.HF_HUB_CACHE)
     return Download(
         id=model,
@@ -123,6 +131,20 @@ def plan_download(model: str, revision: str | None = None) -> Download:
         place=place,
         free_bytes=shutil.disk_usage(existing_parent(place)).free,
     )
+
+
+def check_architecture(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another model, by what its config.json says.
+
+    Raises:
+        ModelError: it is one.
+    """
+    kind = config.get("model_type")
+    if kind != "llava_onevision":
+        raise ModelError(
+            f"{name} is a {kind or 'nameless'} checkpoint, not LLaVA-OneVision.",
+            "Use a llava-hf/llava-onevision-qwen2-...-hf checkpoint.",
+        )
 
 
 def check_space(plan: Download) -> None:
@@ -177,9 +199,11 @@ def _no_bar() -> type[Any]:
 
 def _refuse_other_names(model: str) -> None:
     if match := _ORIGINAL.fullmatch(model):
-        size, variant = match.groups()
-        same = f"llava-hf/llava-onevision-qwen2-{size.lower()}-{variant.lower()}-hf"
-        raise ModelError(f"{model} is not in the transformers layout.", f"The same weights: --model {same}.")
+        size, variant = (group.lower() for group in match.groups())
+        there = variant in _CONVERTED[size]
+        other = f"llava-hf/llava-onevision-qwen2-{size}-{variant if there else 'ov'}-hf"
+        said = "The same weights" if there else "The nearest that is"
+        raise ModelError(f"{model} is not in the transformers layout.", f"{said}: --model {other}.")
     if re.search(r"llava-onevision-(1\.5|2)(\b|-)", model, re.IGNORECASE):
         raise ModelError(
             f"{model} is another architecture than LLaVA-OneVision and is not supported.",

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holitom_cli.errors import DeviceError, HolitomError, ModelError
+from holitom_cli.errors import HolitomError, ModelError
 from holitom_cli.model.attention import device_of
-from holitom_cli.model.device import choose_device, choose_dtype, device_name
-from holitom_cli.model.hub import Source, locate
+from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
+from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.types import ModelInfo, ModelShape
+
+_LARGER = "Close other programs on the GPU, use --device-map auto, or a smaller checkpoint."
 
 DeviceMap = str | Mapping[str, int | str]  # "auto", or where each module goes
 
@@ -163,7 +165,8 @@ def load(
     number_format = choose_dtype(dtype, target)
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    with _quiet(), _fitting(checkpoint, target), _readable(checkpoint.source):
+    room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
+    with _quiet(), _readable(checkpoint.source), room:
         loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
             checkpoint.source.path,
             config=checkpoint.config,
@@ -219,12 +222,7 @@ def _read_config(source: Source) -> dict[str, Any]:
             "Give the directory of a LLaVA-OneVision checkpoint in the transformers layout.",
         )
     raw = read_json(path)
-    kind = raw.get("model_type")
-    if kind != "llava_onevision":
-        raise ModelError(
-            f"{source.id} is a {kind or 'nameless'} checkpoint, not LLaVA-OneVision.",
-            "Use a llava-hf/llava-onevision-qwen2-...-hf checkpoint.",
-        )
+    check_architecture(source.id, raw)
     return raw
 
 
@@ -290,18 +288,6 @@ def _readable(source: Source) -> Iterator[None]:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"{source.id} cannot be loaded: {reason.rstrip('.')}.", "Check that it is complete, or download it again."
-        ) from error
-
-
-@contextmanager
-def _fitting(checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
-    """Running out of GPU memory while loading gets advice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{checkpoint.source.id} does not fit into the free memory of {device_name(device)}.",
-            "Close other programs on the GPU, use --device-map auto, or a smaller checkpoint.",
         ) from error
 
 

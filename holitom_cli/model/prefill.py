@@ -52,6 +52,8 @@ def prefill(
         room: how many tokens to leave space for in the cache.
     """
     layers = language_model.layers
+    if absent := sorted(set(reductions) - set(range(len(layers)))):
+        raise ValueError(f"a reduction before layer {absent[0]}, but the language model has {len(layers)} layers")
     cache = StaticCache(len(layers), room)
     prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], range(span.start, span.stop))
     entering = prompt.hidden

@@ -66,9 +66,9 @@ def prepare(preprocessor: Preprocessor, frames: Frames, device: torch.device) ->
     Antialiased like the library's own processor, which rounds to 8 bits between resizing and normalising.
     """
     mean, std = (torch.tensor(part, device=device).view(1, 3, 1, 1) for part in (preprocessor.mean, preprocessor.std))
-    pixels = torch.as_tensor(frames.pixels)
+    pixels = torch.as_tensor(frames.pixels if _writable(frames) else frames.pixels.copy())
     chunks = [_resize(chunk.to(device).permute(0, 3, 1, 2), preprocessor) for chunk in pixels.split(_CHUNK_FRAMES)]
-    return (torch.cat(chunks).float() * preprocessor.scale - mean) / std
+    return torch.cat(chunks).float().mul_(preprocessor.scale).sub_(mean).div_(std)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,6 +84,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object.", "Download the checkpoint again.")
     return content
+
+
+def _writable(frames: Frames) -> bool:
+    """Whether torch may share the memory of the pixels; it warns of arrays that it must not write to."""
+    flags = getattr(frames.pixels, "flags", None)
+    return flags is None or bool(flags.writeable)
 
 
 def _resize(pixels: Tensor, preprocessor: Preprocessor) -> Tensor:

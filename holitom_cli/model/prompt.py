@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holitom_cli.errors import ModelError, UsageError
+from holitom_cli.errors import ModelError, UsageError, reason
 from holitom_cli.model.preprocess import read_json
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class Chat:
                 add_generation_prompt=True,
                 tokenize=False,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # text-only templates add strings to a list
             raise ModelError(
-                f"The checkpoint's chat template cannot be used: {str(error).rstrip('.')}.",
+                f"The checkpoint's chat template cannot be used: {reason(error)}.",
                 "Use the chat template of the published checkpoint.",
             ) from error
         return text
@@ -125,11 +125,20 @@ def _template(directory: Path, tokenizer: Any) -> str:
     if (plain := directory / "chat_template.jinja").is_file():
         return plain.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
-        if (path := directory / name).is_file() and (template := read_json(path).get("chat_template")):
-            return str(template)
-    if tokenizer.chat_template:
-        return str(tokenizer.chat_template)
+        if (path := directory / name).is_file() and (template := _default(read_json(path).get("chat_template"))):
+            return template
+    if template := _default(tokenizer.chat_template):
+        return template
     raise ModelError(f"{directory} has no chat template.", "Copy chat_template.jinja from the original checkpoint.")
+
+
+def _default(templates: Any) -> str | None:
+    """The template; of several, by name or in a list of named ones, the one called default."""
+    if isinstance(templates, list):
+        templates = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+    if isinstance(templates, dict):
+        templates = templates.get("default")
+    return templates if isinstance(templates, str) else None
 
 
 def _end_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -29,7 +29,7 @@ def document(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> dict
     results = [_result(answer) for answer in answers]
     if baseline:
         for result, answer, rival in zip(results, answers, baseline, strict=True):
-            result["agrees_with_baseline"] = answer.text == rival.text
+            result["agrees_with_baseline"] = answer.agrees(rival)
         results += [_result(rival) for rival in baseline]
     return _common(answers[0]) | {"results": results}
 
@@ -44,13 +44,13 @@ def flat_record(answer: Answer, key: str) -> dict[str, Any]:
 
 def error_document(error: HolitomError) -> dict[str, Any]:
     """Return the document that stands in for a result that could not be had."""
-    fault = {"stage": error.stage, "message": _clean(error.message), "hint": _clean(error.hint)}
+    fault = {"stage": error.stage, "message": clean(error.message), "hint": clean(error.hint)}
     return {"schema_version": SCHEMA_VERSION, "error": fault}
 
 
 def error_record(path: str, question: str, error: HolitomError, key: str) -> dict[str, Any]:
     """Return the row that stands in for the record of one clip and question."""
-    asked = {"video": {"path": _clean(path)}, "question": _clean(question)}
+    asked = {"video": {"path": clean(path)}, "question": clean(question)}
     return {"key": key} | error_document(error) | asked
 
 
@@ -63,7 +63,7 @@ def _common(answer: Answer) -> dict[str, Any]:
         "model": asdict(answer.model),
         "versions": answer.versions,
     }
-    return {"schema_version": SCHEMA_VERSION, **_clean(common)}
+    return {"schema_version": SCHEMA_VERSION, **clean(common)}
 
 
 def _video(video: VideoInfo | None) -> dict[str, Any] | None:
@@ -117,7 +117,7 @@ def _result(answer: Answer) -> dict[str, Any]:
         },
         "warnings": [warning for warning in answer.warnings if warning not in answer.frames.warnings],
     }
-    cleaned: dict[str, Any] = _clean(result)
+    cleaned: dict[str, Any] = clean(result)
     return cleaned
 
 
@@ -162,14 +162,14 @@ def _timings(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Return `value` as JSON knows it, all the way down."""
     if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors
-        return _clean(value.tolist())
+        return clean(value.tolist())
     if isinstance(value, Mapping):
-        return {key: _clean(item) for key, item in value.items()}
+        return {key: clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):

@@ -285,14 +285,14 @@ def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
         *([] if answer.choices else [("per token", _per_token(timings.tpot_ms, timings.tokens_per_second))]),
         ("time to answer", text.seconds(timings.time_to_answer_s)),
     ]
-    return _section("Time", _waterfall(stages), Text(), _facts(rows), note=_short(answer.model))
+    return _section("Time", _waterfall(stages), Text(), _facts(rows), note=short(answer.model))
 
 
 def _per_token(tpot_ms: float | None, rate: float | None) -> str:
     return f"{text.milliseconds(tpot_ms)}, {rate:,.1f} tokens/s" if rate else "unknown: there was only one token"
 
 
-def _short(model: ModelInfo) -> str:
+def short(model: ModelInfo) -> str:
     """The checkpoint that a figure belongs to, in few words."""
     return f"{PurePath(model.id).name}, {_KINDS[model.kind]}"
 
@@ -324,12 +324,12 @@ def _comparison(answer: Answer, full: Answer) -> RenderableType:
     for label, write, ours, theirs in _compared(answer, full):
         table.add_row(Text(label, "dim"), write(ours), write(theirs), text.times(theirs, ours))
     verdict = Text("Both answers are the same, word for word.", "green")
-    if answer.text != full.text:
+    if not answer.agrees(full):
         verdict = Text("The answers differ.", "yellow")
     parts: list[RenderableType] = [table, Text(), verdict]
-    if answer.text != full.text:
+    if not answer.agrees(full):
         parts.append(_facts([(answer.method, _prose(answer.text)), (full.method, _prose(full.text))]))
-    return _section(f"Against {full.method}", *parts, note=_short(answer.model))
+    return _section(f"Against {full.method}", *parts, note=short(answer.model))
 
 
 _Row = tuple[str, Callable[[Any], str], float | None, float | None]

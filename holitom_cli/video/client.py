@@ -33,14 +33,14 @@ DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is f
 MORE_TIME = "Allow more time (--decode-timeout), or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
-def probe(path: str | Path, *, timeout_seconds: float = PROBE_SECONDS) -> VideoInfo:
+def probe(path: str | Path, *, timeout_seconds: float | None = None) -> VideoInfo:
     """What the container says about a file's first real video stream.
 
     Raises VideoError when there is no such stream, no frame of it can be decoded, or it takes too long.
     """
     file = readable_file(path)
     with Worker() as worker:
-        return probed(worker, file, timeout_seconds)
+        return probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
 
 
 def read(
@@ -63,8 +63,7 @@ def read(
     started = time.perf_counter()
     file = readable_file(path)
     with Worker() as worker:
-        disk_seconds = Path(file).stat().st_size / SLOWEST_DISK_BYTES_PER_SECOND
-        info = probed(worker, file, PROBE_SECONDS + disk_seconds if timeout_seconds is None else timeout_seconds)
+        info = probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
         if accept is not None:
             accept(info)
         probed_at = time.perf_counter()
@@ -87,6 +86,11 @@ def read(
     )
 
 
+def probe_seconds(file: str) -> float:
+    """How long a probe may take by default: some containers have to be read whole."""
+    return PROBE_SECONDS + Path(file).stat().st_size / SLOWEST_DISK_BYTES_PER_SECOND
+
+
 def probed(worker: Worker, file: str, timeout_seconds: float) -> VideoInfo:
     """Ask a worker for the VideoInfo; its failures become VideoError."""
     try:
@@ -97,12 +101,30 @@ def probed(worker: Worker, file: str, timeout_seconds: float) -> VideoInfo:
     return VideoInfo(**answer)
 
 
+def check_memory(needed_bytes: int, count: int) -> None:
+    """Refuse frames that this machine has no memory for; the kernel would end the program without a word.
+
+    Raises:
+        VideoError: it has not.
+    """
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    free = psutil.virtual_memory().available
+    if needed_bytes > 0.9 * free:
+        raise VideoError(
+            f"{count} frames of this size take {needed_bytes / 1024**3:.1f} GiB of memory, "
+            f"and {free / 1024**3:.1f} GiB are free.",
+            "Use fewer --num-frames.",
+        )
+
+
 class Shots:
     """The frames that have arrived so far, in an array made once."""
 
     def __init__(self, info: VideoInfo, count: int) -> None:
         import numpy as np
 
+        check_memory(count * info.height * info.width * 3, count)
         self.pixels = np.empty((count, info.height, info.width, 3), dtype=np.uint8)
         self.filled = np.zeros(count, dtype=bool)
         self._turns = -info.rotation // 90  # numpy turns counter-clockwise

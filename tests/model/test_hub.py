@@ -80,13 +80,13 @@ def holitom(environment: dict[str, str], *arguments: str) -> subprocess.Complete
 
 
 def test_a_checkpoint_is_pulled_once_and_known_by_its_commit(environment: dict[str, str], demo_clip: Path) -> None:
-    # Off a terminal nothing is downloaded without --yes, but its size, commit, place and the free disk are told.
+    # Off a terminal no weight is downloaded without --yes, but its size, commit, place and the free disk are told.
     refused = holitom(environment, "pull", MODEL)
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
     assert COMMIT[:12] in refused.stderr
     assert "free" in refused.stderr
-    assert Hub.downloads == []
+    assert Hub.downloads == ["config.json"]  # which says whether it is the right model
     pulled = holitom(environment, "pull", MODEL, "--yes")
     assert pulled.returncode == 0, pulled.stderr
     place = Path(pulled.stdout.strip())

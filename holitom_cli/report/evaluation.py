@@ -1,0 +1,111 @@
+"""What compression costs in accuracy, as tables and JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+
+from holitom_cli.report import text
+from holitom_cli.report.record import SCHEMA_VERSION, clean
+from holitom_cli.report.shapes import Encodable
+from holitom_cli.report.terminal import methods_table, short
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from holitom_cli.types import ModelInfo
+
+_TYPE_COLUMNS = 4  # side by side at 80 columns
+
+
+def evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one line of an evaluation's file: one question answered with one method."""
+    return {"key": row["key"], "schema_version": SCHEMA_VERSION, **clean(row)}
+
+
+def evaluation_document(
+    model: ModelInfo, versions: Mapping[str, str], settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the one document of an evaluation."""
+    parts = {"model": asdict(model), "versions": versions, "settings": settings, "results": results}
+    return {"schema_version": SCHEMA_VERSION, **clean(parts)}
+
+
+def evaluation_tables(model: ModelInfo, results: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return tables of accuracy, its difference to every token kept, cost, and accuracy by type of question."""
+    parts = [
+        _part("Accuracy", short(model), [_accuracy(result) for result in results]),
+        _part("Against full", "same questions; 95% over videos", [_against(item) for item in results if _pairs(item)]),
+        _part("Cost", f"{short(model)}; FLOPs are the prefill's", [_cost(result) for result in results]),
+        *_types(results),
+    ]
+    return Encodable(Group(*parts))
+
+
+def _part(title: str, note: str, rows: Sequence[Mapping[str, str]]) -> RenderableType:
+    if not rows:
+        return Group()
+    heading = Text.assemble((title, "bold"), "  ", (text.visible(note), "dim"))
+    return Group(heading, Padding(methods_table(rows), (0, 0, 1, 2)))
+
+
+def _name(result: Mapping[str, Any]) -> dict[str, str]:
+    return {"method": result["method"], "budget": f"{result['budget']:g}%"}
+
+
+def _share(value: float | None) -> str:
+    return text.UNKNOWN if value is None else text.percent(value)
+
+
+def _accuracy(result: Mapping[str, Any]) -> dict[str, str]:
+    stderr = result["stderr"]
+    shown = _share(result["accuracy"]) + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
+    failed = f", {text.count(result['failed'])} failed" if result["failed"] else ""
+    return {**_name(result), "accuracy": shown, "questions": text.count(result["questions"]) + failed}
+
+
+def _pairs(result: Mapping[str, Any]) -> bool:
+    return result["method"] != "full" and result["against_full"] is not None
+
+
+def _against(result: Mapping[str, Any]) -> dict[str, str]:
+    against = result["against_full"]
+    low, high = (f"{100 * against[end]:+.1f}" for end in ("low", "high"))
+    return {
+        **_name(result),
+        "kept": _share(against["kept"]),
+        "difference": f"{100 * against['difference']:+.1f} ({low} to {high})",
+        "gained": text.count(against["gained"]),
+        "lost": text.count(against["lost"]),
+        "questions": text.count(against["questions"]),
+    }
+
+
+def _cost(result: Mapping[str, Any]) -> dict[str, str]:
+    tokens, ttft = result["tokens"], result["ttft_ms"]
+    flops = {"true FLOPs": result["flops"], "paper FLOPs": result["paper_flops"]}
+    return {
+        **_name(result),
+        "tokens": text.UNKNOWN if tokens is None else f"{tokens:,.1f}",
+        **{name: text.UNKNOWN if value is None else text.flop(value) for name, value in flops.items()},
+        "TTFT": text.milliseconds(ttft),
+    }
+
+
+def _types(results: Sequence[Mapping[str, Any]]) -> Iterable[RenderableType]:
+    """Types down, methods across, a few at a time."""
+    kinds = dict.fromkeys(kind for result in results for kind in result["by_type"])
+    for start in range(0, len(results), _TYPE_COLUMNS):
+        shown = results[start : start + _TYPE_COLUMNS]
+        rows = [{"type": kind} | dict(_cell(result, kind) for result in shown) for kind in kinds]
+        yield _part("By type", "", rows)
+
+
+def _cell(result: Mapping[str, Any], kind: str) -> tuple[str, str]:
+    heading = f"{result['method']} {result['budget']:g}%"
+    return heading, _share(result["by_type"].get(kind, {}).get("accuracy"))
