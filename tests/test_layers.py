@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "account": {"__init__", "errors", "types", "clock", "flops", "methods", "model"},
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "check": {"types", "methods", "model"},
-    "quality": {"errors", "types", "pipeline"},
+    "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
     "batch": {"errors", "types", "video", "methods", "model", "pipeline"},  # clips are read ahead of the model
     "report": {"errors", "types"},
     "cli": {
@@ -49,9 +49,9 @@ TYPING_ROOMS = {"types": {"clock", "methods"}}
 OWNERS = {
     "typer": {"cli"},
     "rich": {"cli", "report"},
-    "transformers": {"model", "check"},
+    "transformers": {"model", "check", "quality"},
     "accelerate": {"model"},
-    "tokenizers": {"model"},
+    "tokenizers": {"model", "quality"},
     "av": {"video", "quality"},
     "decord": {"video"},
 }

@@ -12,6 +12,7 @@ from holitom_cli.cli.ask import ask
 from holitom_cli.cli.batch import batch
 from holitom_cli.cli.config import defaults
 from holitom_cli.cli.doctor import doctor
+from holitom_cli.cli.eval import evaluate
 from holitom_cli.cli.failure import errors_in_a_sentence
 from holitom_cli.cli.guard import closed_pipe_is_fine
 from holitom_cli.cli.methods import methods
@@ -24,8 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-TAKE_DEFAULTS = ("ask", "batch")  # from the user's config file; a broken one leaves the other commands alone
-for _command in (ask, batch, methods, doctor, pull):
+TAKE_DEFAULTS = ("ask", "batch", "eval")  # from the user's config file; a broken one leaves the other commands alone
+for _command in (ask, batch):
+    app.command()(_command)
+app.command("eval")(evaluate)
+for _command in (methods, doctor, pull):
     app.command()(_command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,9 +159,10 @@ def _show(
 ) -> None:
     from holitom_cli.account import versions
 
+    info = replace(model.info, preprocessor_file=model.preprocessor.file)
     if model.checkpoint.random:
         talk.insist(warning_line(f"The checkpoint {model.info.id} has random weights: its accuracy is chance."))
     if as_json:
-        write_json(evaluation_document(model.info, versions(), settings, results))
+        write_json(evaluation_document(info, versions(), settings, results))
     else:
-        print_data(evaluation_tables(model.info, results))
+        print_data(evaluation_tables(info, results))

@@ -75,14 +75,15 @@ def _pairs(result: Mapping[str, Any]) -> bool:
 
 def _against(result: Mapping[str, Any]) -> dict[str, str]:
     against = result["against_full"]
-    low, high = (f"{100 * against[end]:+.1f}" for end in ("low", "high"))
+    shown = f"{100 * against['difference']:+.1f}"
+    if against["low"] is not None:
+        shown += f" ({100 * against['low']:+.1f} to {100 * against['high']:+.1f})"
     return {
         **_name(result),
         "kept": _share(against["kept"]),
-        "difference": f"{100 * against['difference']:+.1f} ({low} to {high})",
+        "difference": shown,
         "gained": text.count(against["gained"]),
         "lost": text.count(against["lost"]),
-        "questions": text.count(against["questions"]),
     }
 
 

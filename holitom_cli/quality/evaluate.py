@@ -1,0 +1,272 @@
+"""The same questions to one model with several methods and budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from holitom_cli import methods, pipeline
+from holitom_cli.batch.manifest import question_key
+from holitom_cli.batch.runner import sentence
+from holitom_cli.errors import HolitomError, MethodError, UsageError
+from holitom_cli.methods import Method
+from holitom_cli.model.choices import encode_choices
+from holitom_cli.quality import scoring
+from holitom_cli.quality.items import FileClip, Item
+from holitom_cli.quality.scoring import Scoring
+from holitom_cli.quality.statistics import Judged, summary
+from holitom_cli.types import Answer, Seen, Watched
+
+if TYPE_CHECKING:
+    from holitom_cli.model.loading import Checkpoint, Model
+
+_EXAMPLE = "As in: --methods full,holitom,holitom:inner_layer=off --budgets 25,15"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A method at a budget: one row of the result."""
+
+    label: str  # as it was asked for: the method's name and its settings
+    budget: float  # percent of the visual tokens that are to enter the language model
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How every question is put."""
+
+    variants: Sequence[Variant]
+    scoring: Scoring
+    num_frames: int
+    max_new_tokens: int  # of an answer that is generated
+    decode_timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one question with one method: a row as it is written to a file, or an error."""
+
+    key: str
+    item: Item
+    variant: Variant
+    row: Mapping[str, Any] | HolitomError
+    new: bool  # False for what an earlier run had answered
+
+
+# --- methods and budgets ---------------------------------------------------------------------
+
+
+def variants(names: str, budgets: str, seed: int) -> list[Variant]:
+    """Methods at budgets, from text as on the command line.
+
+    A method without `retain_ratio`, or with its own, is one row. At any other budget it takes the settings of its
+    preset for that budget, or of the nearest lower preset, or of its lowest: so `holitom` has the paper's tau.
+
+    Args:
+        names: separated by commas, each a name or name:setting=value:setting=value.
+        budgets: percentages separated by commas.
+        seed: for methods that draw lots.
+
+    Raises:
+        UsageError: a method, setting or budget that there is not, or the same one twice.
+    """
+    percents = [_percent(text) for text in budgets.split(",")]
+    found = [variant for name in names.split(",") for variant in _variants(name.strip(), percents, seed)]
+    if len({(variant.label, variant.budget) for variant in found}) < len(found):
+        raise UsageError("The same method and budget is asked for twice.", _EXAMPLE)
+    return found
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise UsageError(f"The budget {text!r} is not a percentage above 0 and at most 100.", _EXAMPLE)
+    return int(value) if value.is_integer() else value
+
+
+def _variants(label: str, percents: Sequence[float], seed: int) -> Iterator[Variant]:
+    name, *pairs = label.split(":")
+    settings = dict(map(_pair, pairs))
+    fields = {field.name for field in methods.settings_of(methods.find(name))}
+    if "seed" in fields:
+        settings.setdefault("seed", str(seed))
+    if "retain_ratio" in fields and "retain_ratio" not in settings:
+        for percent in percents:
+            made = methods.get(name, preset=_preset(name, percent), **{"retain_ratio": percent / 100, **settings})
+            yield Variant(label, percent, made)
+    else:
+        made = methods.get(name, **settings)
+        yield Variant(label, 100 * getattr(made, "retain_ratio", 1), made)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise MethodError(f"The setting {text!r} is not key=value.", _EXAMPLE)
+    return key.strip().replace("-", "_"), value.strip()
+
+
+def _preset(name: str, percent: float) -> str | None:
+    known = sorted(methods.find(name).presets, key=float)
+    lower = [preset for preset in known if float(preset) <= percent]
+    return lower[-1] if lower else next(iter(known), None)
+
+
+# --- asking ----------------------------------------------------------------------------------
+
+
+def check(checkpoint: Checkpoint, items: Sequence[Item], plan: Plan) -> None:
+    """Refuse methods and questions that do not fit the checkpoint, before a weight is read.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for variant in plan.variants:
+        variant.method.reductions(checkpoint.depth)
+    for item in items:
+        how = scoring.scoring_of(item, plan.scoring)
+        checkpoint.chat.encode(scoring.prompt_of(item, how))
+        if choices := scoring.choices_of(item, how):
+            encode_choices(checkpoint.chat, choices)
+
+
+def by_clip(items: Sequence[Item]) -> dict[FileClip, list[Item]]:
+    """Questions by the clip that they are about, in order of first appearance."""
+    clips: dict[FileClip, list[Item]] = {}
+    for item in items:
+        clips.setdefault(item.clip, []).append(item)
+    return clips
+
+
+def run(
+    model: Model, items: Sequence[Item], plan: Plan, finished: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[FileClip, list[Outcome]]]:
+    """Put all questions about each clip with all methods; a clip that fails ends nothing.
+
+    Args:
+        model: the checkpoint.
+        items: the questions.
+        plan: how to put them.
+        finished: rows of an earlier run by key; these questions are not asked again.
+    """
+    for clip, asked in by_clip(items).items():
+        identity = clip.identity()
+        pairs = [(item, variant) for variant in plan.variants for item in asked]
+        keys = [question_key(identity, item.question, _settings(model, item, variant, plan)) for item, variant in pairs]
+        given = list(zip(keys, pairs, strict=True))
+        outcomes = [Outcome(key, *pair, finished[key], new=False) for key, pair in given if key in finished]
+        open_pairs = {key: pair for key, pair in given if key not in finished}
+        yield clip, [*outcomes, *_put_all(model, clip, open_pairs, plan)]
+
+
+def _settings(model: Model, item: Item, variant: Variant, plan: Plan) -> dict[str, Any]:
+    """Everything besides clip and question that a row depends on."""
+    return {
+        "method": [variant.label, variant.budget, asdict(variant.method)],  # type: ignore[call-overload]
+        "expected": [item.answer, item.choices, item.kind],
+        "plan": [plan.scoring, plan.num_frames, plan.max_new_tokens],
+        "model": [model.info.id, model.info.revision, model.info.dtype],
+    }
+
+
+def _put_all(model: Model, clip: FileClip, pairs: Mapping[str, tuple[Item, Variant]], plan: Plan) -> Iterator[Outcome]:
+    """The clip is encoded once, and compressed once for each method."""
+    if not pairs:
+        return
+    needed = {variant: None for _, variant in pairs.values()}
+    try:
+        seen = _see(model, clip, list(needed), plan)
+    except Exception as error:
+        told = sentence(error)
+        yield from (Outcome(key, *pair, told, new=True) for key, pair in pairs.items())
+        return
+    for variant in needed:
+        own = {key: item for key, (item, asked) in pairs.items() if asked == variant}
+        for key, row in _put(model, seen, variant, own, plan):
+            yield Outcome(key, own[key], variant, row, new=True)
+
+
+def _see(model: Model, clip: FileClip, needed: Sequence[Variant], plan: Plan) -> Seen:
+    frames = clip.frames(plan.num_frames, plan.decode_timeout_seconds)
+    attention = any(variant.method.needs_attention for variant in needed)
+    return pipeline.see(model, frames, attention=attention, keys=any(variant.method.needs_keys for variant in needed))
+
+
+def _put(
+    model: Model, seen: Seen, variant: Variant, items: Mapping[str, Item], plan: Plan
+) -> Iterator[tuple[str, Mapping[str, Any] | HolitomError]]:
+    try:
+        watched = pipeline.compress(model, seen, variant.method)
+    except Exception as error:
+        yield from dict.fromkeys(items, sentence(error)).items()
+        return
+    for key, item in items.items():
+        try:
+            yield key, _row(key, model, watched, item, variant, plan)
+        except Exception as error:
+            yield key, sentence(error)
+
+
+def _row(key: str, model: Model, watched: Watched, item: Item, variant: Variant, plan: Plan) -> dict[str, Any]:
+    """Ask one question, and put down what `docs/result.schema.json` calls an evaluation row."""
+    how = scoring.scoring_of(item, plan.scoring)
+    answer = scoring.put(model, watched, item, how, plan.max_new_tokens)
+    words = scoring.meant(item, answer, how)
+    return {
+        "key": key,
+        "checkpoint": model.info.id,
+        "video": item.clip.name,
+        "question": item.question,
+        "type": item.kind,
+        "method": variant.label,
+        "budget": variant.budget,
+        "scoring": how,
+        "expected": item.answer,
+        "answer": words,
+        "correct": scoring.is_right(item, words, how),
+        **_odds(item, answer),
+        "tokens": answer.tokens.visual,
+        "true_flops": answer.flops.true,
+        "paper_flops": answer.flops.paper,
+        "ttft_ms": answer.timings.ttft_ms,
+    }
+
+
+def _odds(item: Item, answer: Answer) -> dict[str, Any]:
+    pairs = zip(item.choices, answer.choices, strict=False)
+    odds = [{"text": text, "probability": choice.probability} for text, choice in pairs]
+    return {"choices": odds} if odds else {}
+
+
+# --- the result ------------------------------------------------------------------------------
+
+
+def results(outcomes: Sequence[Outcome], plan: Plan, seed: int) -> list[dict[str, Any]]:
+    """One entry for each method and budget, as `docs/result.schema.json` describes it."""
+    judged = {variant: _judged(outcomes, variant) for variant in plan.variants}
+    full = next((judged[variant] for variant in plan.variants if variant.label == "full"), None)
+    return [
+        {
+            "method": variant.label,
+            "budget": variant.budget,
+            "method_settings": asdict(variant.method),  # type: ignore[call-overload]
+            "failed": sum(isinstance(item.row, HolitomError) for item in outcomes if item.variant == variant),
+            **summary(judged[variant], full, seed),
+        }
+        for variant in plan.variants
+    ]
+
+
+def _judged(outcomes: Sequence[Outcome], variant: Variant) -> dict[Item, Judged]:
+    found = {}
+    for outcome in outcomes:
+        if outcome.variant == variant and not isinstance(outcome.row, HolitomError):
+            row, item = outcome.row, outcome.item
+            figures = (row["tokens"], row["true_flops"], row["paper_flops"], row["ttft_ms"])
+            found[item] = Judged(item.clip.name, item.kind, row["correct"], *figures)
+    return found
