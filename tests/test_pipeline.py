@@ -377,3 +377,22 @@ def test_running_out_of_memory_has_advice(model: Model, monkeypatch: pytest.Monk
     with pytest.raises(HolitomError, match="is not enough for this question") as caught:
         watch(model, made_frames())
     assert "--num-frames" in caught.value.hint
+
+
+def test_an_answer_that_saw_nothing_says_so(model: Model) -> None:
+    nothing = watch(model, still_frames(2), retain_ratio=0.001)
+    assert len(nothing.visual) == 0
+    assert any("No visual token" in warning for warning in ask(model, nothing, "Why?", max_new_tokens=1).warnings)
+    something = ask(model, watch(model, still_frames(2)), "Why?", max_new_tokens=1)
+    assert not any("No visual token" in warning for warning in something.warnings)
+
+
+def test_a_preset_changes_a_method_that_is_given_whole(model: Model) -> None:
+    changed = watch(model, still_frames(2), method=HoliTom(beta=0.5), preset="10").method
+    assert changed == HoliTom(beta=0.5, retain_ratio=0.1, tau=0.65)
+
+
+def test_answers_agree_when_their_tokens_do(model: Model, watched: Watched) -> None:
+    answer = ask(model, watched, "Why?", max_new_tokens=3)
+    assert answer.agrees(ask(model, watched, "Why?", max_new_tokens=3))
+    assert not answer.agrees(replace(answer, token_ids=(0, 1, 2)))  # the same text from other tokens

@@ -164,3 +164,24 @@ def test_the_drivers_tool_is_asked(
 def test_without_the_drivers_tool_there_is_no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert nvidia_card() is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_every_kind_of_full_memory_has_advice(error: Exception) -> None:
+    said = pytest.raises(DeviceError, match=r"The memory of X is not enough for this\.")
+    with said as caught, module.memory_advice("X", "for this", "Use less."):
+        raise error
+    assert caught.value.hint == "Use less."
+
+
+def test_other_errors_pass_the_advice() -> None:
+    with pytest.raises(RuntimeError, match="shape"), module.memory_advice("X", "for this", "Use less."):
+        raise RuntimeError("shape mismatch")

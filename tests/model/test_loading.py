@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from holitom_cli import methods
-from holitom_cli.errors import HolitomError, ModelError, UsageError
+from holitom_cli.errors import DeviceError, HolitomError, ModelError, UsageError
 from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import Model, load_model, read_checkpoint
 from holitom_cli.model.prefill import prefill
@@ -339,3 +339,26 @@ def test_nothing_is_read_before_it_is_needed(copy: Path) -> None:
     checkpoint = read_checkpoint(locate(str(copy)))
     assert checkpoint.chat.encode("What is it?")
     assert checkpoint.preprocessor.height == 112
+
+
+def test_an_original_without_a_conversion_is_answered_with_the_nearest(hub_cache: Path) -> None:
+    nearest = "llava-hf/llava-onevision-qwen2-72b-ov-hf"
+    refused("lmms-lab/llava-onevision-qwen2-72b-ov-sft", "not in the transformers layout", f"--model {nearest}.")
+
+
+def test_only_hub_ids_have_revisions(small: Path) -> None:
+    for name in ("demo", str(small)):
+        with pytest.raises(UsageError, match="has no revisions"):
+            locate(name, "v1")
+
+
+def test_a_card_that_is_too_small_while_loading(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    def full_card(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LlavaOnevisionForConditionalGeneration, "from_pretrained", full_card)
+    with pytest.raises(DeviceError, match="is not enough to load") as caught:
+        load(small)
+    assert "--device-map auto" in caught.value.hint

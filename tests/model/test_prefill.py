@@ -229,3 +229,11 @@ def test_rows_of_different_lengths_decode_side_by_side() -> None:
             position = position + 1
             for row, (_, expected) in enumerate(alone):
                 assert near(logits[row], expected[step])
+
+
+def test_a_reduction_before_a_layer_that_is_not_there() -> None:
+    language = small_qwen2(4, 2)
+    (reduction,) = HoliTom(inner_layer=1).reductions(6).values()
+    embeds = torch.zeros(6, language.config.hidden_size)
+    with pytest.raises(ValueError, match="before layer 99"):
+        prefill(language.model, language.lm_head, embeds, range(1, 5), {99: reduction})

@@ -203,3 +203,21 @@ def test_a_tokenizer_of_another_checkpoint(copy: Path) -> None:
     edit(copy / "config.json", video_token_index=849)
     with pytest.raises(ModelError, match="has no token 849"):
         chat_of(copy)
+
+
+@pytest.mark.parametrize("several", [{"default": TEMPLATE}, [{"name": "default", "template": TEMPLATE}]])
+def test_of_several_templates_the_default_one_is_used(copy: Path, several: Any) -> None:
+    (copy / "chat_template.jinja").unlink()
+    edit(copy / "chat_template.json", chat_template=several)
+    chat = chat_of(copy)
+    assert chat.tokenizer.decode(chat.encode("Who?")[0]) == "<|im_start|>"
+    edit(copy / "chat_template.json", chat_template=[{"name": "tools", "template": TEMPLATE}])
+    edit(copy / "tokenizer_config.json", chat_template=None)
+    with pytest.raises(ModelError, match="no chat template"):
+        chat_of(copy)
+
+
+def test_a_template_for_text_alone(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}")
+    with pytest.raises(ModelError, match="chat template cannot be used"):
+        chat_of(copy).encode("Who?")
