@@ -66,10 +66,11 @@ class DecodeStep:
         self._steps += 1
         if not self._graphable or self._steps <= self.EAGER_STEPS:
             return self._run()
-        with torch.cuda.device(self._logits.device):  # capture and replay use the current device's streams
+        with torch.cuda.device(self._logits.device):  # replay uses the current device's stream
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
+                # A stream of our own: torch's is made once, on the GPU that a process captures on first.
+                with torch.cuda.graph(self._graph, stream=torch.cuda.Stream()):
                     self._logits = self._run()
             self._graph.replay()
         return self._logits
