@@ -216,8 +216,8 @@ def test_batch_example_shows_todays_sentence(tmp_path: Path) -> None:
 
 
 def test_exit_codes_are_those_of_the_program() -> None:
-    from holitom_cli.cli.batch import SOME_FAILED
     from holitom_cli.cli.guard import INTERRUPTED
+    from holitom_cli.cli.rows import SOME_FAILED
     from holitom_cli.errors import HolitomError, UsageError
 
     meanings = {int(row[0]): row[1] for row in table(README, "exit code")}

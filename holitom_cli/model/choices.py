@@ -40,11 +40,13 @@ def encode_choices(chat: Chat, choices: Sequence[str]) -> Choices:
     """Token ids of given answers.
 
     Raises:
-        UsageError: fewer than two, an empty one, or two that the tokenizer cannot tell apart.
+        UsageError: fewer than two, an empty one, one with a special token, or two that the tokenizer cannot tell apart.
     """
     texts = tuple(choice.strip() for choice in choices)
     if len(texts) < 2 or not all(texts):
         raise UsageError("There have to be two choices or more, none of them empty.", "As in: --choices yes,no")
+    for text in texts:
+        chat.check_plain(text, "choice")
     ids = tuple(tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     known: dict[tuple[int, ...], str] = {}
     for text, tokens in zip(texts, ids, strict=True):

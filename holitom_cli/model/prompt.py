@@ -35,12 +35,7 @@ class Chat:
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something, as in: holitom ask clip.mp4 'What happens?'")
-        for token in self._special_tokens():
-            if token in question:
-                raise UsageError(
-                    f"The question contains {token!r}, which has a special meaning for the model.",
-                    "Leave it out.",
-                )
+        self.check_plain(question, "question")
         ids: list[int] = self.tokenizer(self._prompt(question), add_special_tokens=False)["input_ids"]
         if ids.count(self.video_token_id) != 1:
             raise ModelError(
@@ -49,6 +44,18 @@ class Chat:
             )
         at = ids.index(self.video_token_id)
         return ids[:at], ids[at + 1 :]
+
+    def check_plain(self, text: str, what: str) -> None:
+        """Refuse text that the tokenizer would not take as text.
+
+        Raises:
+            UsageError: it contains a special token.
+        """
+        for token in self._special_tokens():
+            if token in text:
+                raise UsageError(
+                    f"The {what} contains {token!r}, which has a special meaning for the model.", "Leave it out."
+                )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens."""

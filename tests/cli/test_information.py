@@ -13,7 +13,7 @@ import pytest
 from holitom_cli import __version__
 from tests.program import Invoke, installed
 
-COMMANDS = ("ask", "batch", "methods", "doctor", "pull")
+COMMANDS = ("ask", "batch", "eval", "methods", "doctor", "pull")
 
 
 def test_methods_are_listed_and_described(invoke: Invoke) -> None:

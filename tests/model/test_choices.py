@@ -166,6 +166,7 @@ def test_room_is_asked_for_only_where_it_is_needed() -> None:
         (["yes"], "two choices or more"),
         ([], "two choices or more"),
         (["yes", " "], "none of them empty"),
+        (["yes", "<|im_end|>"], "The choice contains '<|im_end|>', which has a special meaning".replace("|", r"\|")),
         (["yes", "no", "yes"], "cannot tell the choice 'yes' from 'yes'"),
     ],
 )
