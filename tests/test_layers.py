@@ -266,6 +266,7 @@ def test_public_names_come_from_their_rooms() -> None:
 
     assert holitom_cli.load_model is loading.load_model
     assert (holitom_cli.ask, holitom_cli.watch) == (pipeline.ask, pipeline.watch)
+    assert holitom_cli.choose is pipeline.choose
     assert (holitom_cli.methods, holitom_cli.model) == (methods, model)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = holitom_cli.nonsense

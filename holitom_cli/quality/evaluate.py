@@ -132,7 +132,15 @@ def check(checkpoint: Checkpoint, items: Sequence[Item], plan: Plan) -> None:
         how = scoring.scoring_of(item, plan.scoring)
         checkpoint.chat.encode(scoring.prompt_of(item, how))
         if choices := scoring.choices_of(item, how):
-            encode_choices(checkpoint.chat, choices)
+            _check_choices(checkpoint, choices, how)
+
+
+def _check_choices(checkpoint: Checkpoint, choices: Sequence[str], how: Scoring) -> None:
+    try:
+        encode_choices(checkpoint.chat, choices)
+    except UsageError as error:
+        hint = "Use --scoring words or text." if how == "letter" else "Use --scoring letter or text."
+        raise UsageError(error.message, hint) from error
 
 
 def by_clip(items: Sequence[Item]) -> dict[FileClip, list[Item]]:

@@ -50,23 +50,23 @@ def read_items(path: Path, limit: int | None = None) -> list[Item]:
     """Questions from a file with one JSON object a line: video, question, answer, and optionally choices and type.
 
     Videos are named relative to the file. Choices may begin with their letters ("A. ..."), and an answer may be the
-    letter of its choice.
+    letter of its choice. A line that says the same as another counts once.
 
     Args:
         path: of the file, UTF-8.
-        limit: read the first so many questions only.
+        limit: read the first so many lines only.
 
     Raises:
         UsageError: the file cannot be read, holds no question, or a line is not a question about a file that exists.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a string of JSON may hold other ends of line
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The questions in {path} cannot be read: {reason(error)}.", _EXAMPLE) from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UsageError(f"{path} holds no question.", _EXAMPLE)
-    return [_item(path, number, line) for number, line in numbered[:limit]]
+    return list(dict.fromkeys(_item(path, number, line) for number, line in numbered[:limit]))
 
 
 def _item(path: Path, number: int, line: str) -> Item:

@@ -347,7 +347,7 @@ def _compared(answer: Answer, full: Answer) -> list[_Row]:
         ("visual tokens", text.count, answer.tokens.visual, full.tokens.visual),
         ("prompt tokens", text.count, answer.tokens.prompt, full.tokens.prompt),
         ("TTFT", text.milliseconds, ours.ttft_ms, theirs.ttft_ms),
-        ("per token", text.milliseconds, ours.tpot_ms, theirs.tpot_ms),
+        *([("per token", text.milliseconds, ours.tpot_ms, theirs.tpot_ms)] if ours.tpot_ms or theirs.tpot_ms else []),
         ("time to answer", text.seconds, ours.time_to_answer_s, theirs.time_to_answer_s),
         ("paper FLOPs", text.flop, answer.flops.paper, full.flops.paper),
         ("true FLOPs", text.flop, answer.flops.true, full.flops.true),

@@ -42,6 +42,8 @@ def test_without_streaming_and_with_a_baseline_it_is_the_same(invoke: Invoke, de
     done = invoke(*given, "--no-stream", "--baseline")
     assert done.code == 0, done.err
     assert done.out == invoke(*given, "--quiet").out
+    assert "Against full" in done.err
+    assert "per token" not in done.err
     ours, full = invoke(*given, "--baseline", "--json").document()["results"]
     assert (ours["method"], full["method"]) == ("holitom", "full")
     assert entry(ours) != entry(full)  # other tokens, other odds

@@ -199,3 +199,15 @@ def test_an_output_of_something_else_is_left_alone(invoke: Invoke, questions: Pa
     said = "diary.txt is not a row of a batch, so nothing is added to that file."
     invoke("eval", questions, *SMALL, "-o", tmp_path / "diary.txt").sentence(1, said)
     assert (tmp_path / "diary.txt").read_text(encoding="utf-8") == "a diary\n"
+
+
+def test_defaults_of_the_user_apply(invoke: Invoke, questions: Path) -> None:
+    from holitom_cli.cli.config import config_file
+
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text('num-frames = 3\ndevice = "cpu"\nmethod = "uniform"\n', encoding="utf-8")
+    done = invoke("eval", questions, "--model", "demo", "--methods", "full", "--limit", "1", "--json")
+    assert done.code == 0, done.err
+    document = done.document()
+    assert document["settings"]["num_frames"] == 3
+    assert [(row["method"], row["tokens"]) for row in document["results"]] == [("full", 3 * 196)]

@@ -286,6 +286,16 @@ def test_a_clip_is_encoded_once_for_all(model: Model, items: list[Item], monkeyp
     assert calls == [{"attention": False, "keys": False}] * 2
 
 
+def test_methods_share_the_tower_but_not_their_own_times(model: Model, items: list[Item]) -> None:
+    seen = pipeline.see(model, items[0].clip.frames(2, None), attention=True)
+    first, second = (pipeline.compress(model, seen, methods.get(name)) for name in ("holitom", "full"))
+    times = [watched.clock.milliseconds() for watched in (first, second)]
+    assert [list(one) for one in times] == [["preprocess", "vision", "compress"]] * 2
+    assert times[0]["vision"] == times[1]["vision"]
+    assert times[0]["compress"] != times[1]["compress"]
+    assert list(seen.clock.milliseconds()) == ["preprocess", "vision"]
+
+
 def test_resumed_is_the_same_as_uninterrupted(
     outcomes: list[Outcome], model: Model, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,5 +402,6 @@ def test_what_does_not_fit_the_checkpoint_is_refused_first(model: Model, items: 
     with pytest.raises(UsageError, match="special meaning"):
         evaluate.check(model.checkpoint, [replace(items[0], question="<video>?")], PLAN)
     alike = replace(items[0], choices=("yes", "<|im_end|>"))
-    with pytest.raises(UsageError, match="special meaning"):
+    with pytest.raises(UsageError, match="special meaning") as caught:
         evaluate.check(model.checkpoint, [alike], replace(PLAN, scoring="words"))
+    assert caught.value.hint == "Use --scoring letter or text."

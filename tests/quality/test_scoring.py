@@ -51,6 +51,9 @@ def test_a_line_becomes_a_question(read: Any, tmp_path: Path) -> None:
     assert read({**CHOICE, "type": "event", "id": 7}) == [
         Item(clip, "What falls?", "a book", ("a cup", "a book", "a hat"), "event")
     ]
+    separated = json.dumps({**PLAIN, "question": "What\u2028falls\x85?"}, ensure_ascii=False)
+    assert [item.question for item in read(separated)] == ["What\u2028falls\x85?"]
+    assert len(read(f"{json.dumps(PLAIN)}\r\n{json.dumps(PLAIN)}\r\n{json.dumps(CHOICE)}")) == 2
     lines = "\ufeff" + "\n\n".join(json.dumps({**PLAIN, "question": str(number)}) for number in range(5))
     assert [item.question for item in read(lines)] == ["0", "1", "2", "3", "4"]
     assert [item.question for item in read(lines, limit=2)] == ["0", "1"]
