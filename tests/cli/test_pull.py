@@ -21,7 +21,7 @@ SIZES = {"config.json": 2048, "model.safetensors": 3 * 1024**2}
 
 @dataclass
 class Hub:
-    """Stands for huggingface_hub.snapshot_download: a dry run, a look into the cache, or the download."""
+    """Stands for huggingface_hub: a dry run, a look into the cache, the configuration, or the download."""
 
     checkpoint: Path
     here: tuple[str, ...] = ()
@@ -35,18 +35,28 @@ class Hub:
             raise errors.LocalEntryNotFoundError("not here")
         if options.get("dry_run"):
             return [
-                SimpleNamespace(commit_hash=COMMIT, file_size=size * self.scale, will_download=name not in self.here)
+                SimpleNamespace(
+                    filename=name,
+                    commit_hash=COMMIT,
+                    file_size=size * self.scale,
+                    will_download=name not in self.here,
+                )
                 for name, size in SIZES.items()
             ]
         assert options["revision"] == COMMIT  # what was looked at is what is fetched
         self.downloads += 1
         return str(self.checkpoint)
 
+    def hf_hub_download(self, model: str, name: str, **options: Any) -> str:
+        assert (model, options["revision"]) == (ID, COMMIT)
+        return str(self.checkpoint / name)
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> Hub:
     fake = Hub(tiny_checkpoint)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.hf_hub_download)
     return fake
 
 
@@ -138,3 +148,17 @@ def test_a_hub_that_cannot_be_reached(
 def test_names_that_are_no_hub_ids(invoke: Invoke) -> None:
     invoke("pull", "nonsense").sentence(1, "'nonsense' is not a hub id.")
     invoke("pull", "lmms-lab/llava-onevision-qwen2-0.5b-si").sentence(1, "llava-hf/llava-onevision-qwen2-0.5b-si-hf.")
+
+
+def test_another_architecture_is_refused_before_its_weights(invoke: Invoke, hub: Hub, tmp_path: Path) -> None:
+    hub.checkpoint = tmp_path
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
+    invoke("pull", ID, "--yes").sentence(1, "is a llava checkpoint, not LLaVA-OneVision")
+    assert hub.downloads == 0
+
+
+def test_without_safetensors_there_is_nothing_to_load(
+    invoke: Invoke, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SIZES, "model.safetensors")
+    invoke("pull", ID, "--yes").sentence(1, "has no safetensors checkpoint")
