@@ -30,7 +30,7 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
     if options.device_map not in (None, "auto"):
         raise UsageError(f"--device-map {options.device_map!r} is not known.", "Use --device-map auto.")
     if options.device_map and options.device != "auto":
-        raise UsageError("--device-map chooses the devices itself.", "Leave --device out, or --device-map.")
+        raise UsageError("Option --device-map chooses the devices itself.", "Leave --device out, or --device-map.")
     from holitom_cli.model.device import choose_device, choose_dtype
     from holitom_cli.model.loading import read_checkpoint
 

@@ -83,7 +83,7 @@ def locate(model: str, revision: str | None = None, reason: str = "") -> Source:
     """
     path = Path(model).expanduser()
     if revision and (model == DEMO or path.is_dir()):
-        raise UsageError(f"{model} has no revisions.", "Leave --revision out; only hub ids have them.")
+        raise UsageError(f"The checkpoint {model} has no revisions.", "Leave --revision out; only hub ids have them.")
     if model == DEMO:
         return Source(DEMO, Path(__file__).parent.parent / "assets" / "demo", "demo", reason=reason)
     if path.is_dir():

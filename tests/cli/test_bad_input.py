@@ -193,3 +193,14 @@ def test_from_the_shell_there_is_no_traceback(tmp_path: Path, demo_clip: Path) -
     assert done.code == 2
     assert done.document()["error"]["stage"] == "usage"
     installed("ask", demo_clip, "-", home=tmp_path).sentence(2, "A question is empty.")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--revision", "v1"], "demo has no revisions"),
+        (["--device-map", "auto", "--device", "cpu"], "--device-map chooses the devices itself"),
+    ],
+)
+def test_options_that_would_do_nothing(invoke: Invoke, demo_clip: Path, options: list[str], said: str) -> None:
+    invoke("ask", str(demo_clip), "Why?", "--model", "demo", *options).sentence(2, said)
