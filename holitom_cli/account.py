@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
@@ -179,10 +180,13 @@ def _warnings(model: Model, tokens: TokenCounts, generation: Generation) -> Iter
 
 def versions() -> dict[str, str]:
     """Versions of what takes part in an answer."""
-    found = {"holitom_cli": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in _PACKAGES}
+    return {"holitom_cli": __version__} | {package: text for package, text in found.items() if text is not None}
+
+
+@cache  # reading it takes longer than a small model's question
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

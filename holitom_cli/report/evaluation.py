@@ -38,9 +38,10 @@ def evaluation_document(
 
 def evaluation_tables(model: ModelInfo, results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return tables of accuracy, its difference to every token kept, cost, and accuracy by type of question."""
+    pairs = [_against(result) for result in results if _is_paired(result)]
     parts = [
         _part("Accuracy", short(model), [_accuracy(result) for result in results]),
-        _part("Against full", "same questions; 95% over videos", [_against(item) for item in results if _pairs(item)]),
+        _part("Against full", "points on the same questions, 95% intervals over videos", pairs),
         _part("Cost", f"{short(model)}; FLOPs are the prefill's", [_cost(result) for result in results]),
         *_types(results),
     ]
@@ -69,7 +70,7 @@ def _accuracy(result: Mapping[str, Any]) -> dict[str, str]:
     return {**_name(result), "accuracy": shown, "questions": text.count(result["questions"]) + failed}
 
 
-def _pairs(result: Mapping[str, Any]) -> bool:
+def _is_paired(result: Mapping[str, Any]) -> bool:
     return result["method"] != "full" and result["against_full"] is not None
 
 
