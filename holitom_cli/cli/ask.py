@@ -68,7 +68,7 @@ def ask(
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight or a frame.
     asked = session.read_questions(question, questions, questions_file)
-    given = split_choices(choices)
+    given = split_choices(choices, context)
     chosen = method.build(context)
     from holitom_cli import methods, pipeline
     from holitom_cli.video import probe

@@ -59,7 +59,7 @@ def batch(
     """
     talk = Talk(quiet=quiet)
     asked = session.read_questions(None, questions, questions_file)
-    given = split_choices(choices)
+    given = split_choices(choices, context)
     chosen = method.build(context)
     from holitom_cli import pipeline
     from holitom_cli.batch import manifest, runner

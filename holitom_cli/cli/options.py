@@ -146,9 +146,19 @@ Choices = Annotated[
 ]
 
 
-def split_choices(text: str | None) -> tuple[str, ...]:
-    """The answers between the commas, none where the option was not given."""
-    return () if text is None else tuple(choice.strip() for choice in text.split(","))
+def split_choices(text: str | None, context: typer.Context) -> tuple[str, ...]:
+    """The answers between the commas, none where the option was not given.
+
+    Raises:
+        UsageError: the command line also says how to generate one.
+    """
+    if text is None:
+        return ()
+    for field in fields(AnswerOptions):
+        if _nearness(context, field.name) == _NEAREST:
+            option = "--" + field.name.replace("_", "-")
+            raise UsageError(f"With --choices nothing is generated, so {option} has no effect.", f"Leave {option} out.")
+    return tuple(choice.strip() for choice in text.split(","))
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="HOLITOM_DEBUG")]
