@@ -11,12 +11,13 @@ and the output matrix favours whole words, so that the noise can be read.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from holitom_cli.quality.checkpoint import build_tokenizer, write_settings, write_text_files
 
 if TYPE_CHECKING:
     from transformers import (
@@ -30,30 +31,8 @@ DEMO = Path(__file__).parent.parent / "holitom_cli" / "assets" / "demo"
 # 2 to 60 tokens, ten of twelve ended by themselves, none began with the end.
 SEED = 14
 
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-
 # Each of these becomes one token together with the space before it.
 WORDS = (Path(__file__).parent / "data" / "demo_words.txt").read_text(encoding="utf-8").split()
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + ' ' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] | selectattr('type', 'in', ['image', 'video']) -%}
-{{- '<' + part['type'] + '>\\n' -}}
-{%- endfor -%}
-{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}
-{{- part['text'] -}}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
 
 MODEL_CARD = """\
 ---
@@ -94,7 +73,7 @@ def make_checkpoint(
     vision_feature_layer: int = -1,
 ) -> Path:
     """Write a random checkpoint to `directory` and return it; `tokenizer=False` leaves text files out."""
-    words = build_tokenizer()
+    words = build_tokenizer(WORDS)
     config = _config(
         words,
         tower=(tower_width, tower_layers, tower_heads, image_size, patch_size),
@@ -106,39 +85,12 @@ def make_checkpoint(
     model: Any = random_model(config, words, seed)  # Any: the library's decorated `to` has lost its signature
     model.to(dtype).save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)  # saved readable by its owner alone
-    _write_json(directory / "generation_config.json", _generation(words))
-    _write_preprocessors(directory, image_size)
     if tokenizer:
-        words.save_pretrained(directory)
-        (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        write_text_files(directory, words, image_size)
+    else:
+        write_settings(directory, words, image_size)
     (directory / "README.md").write_text(_model_card(config), encoding="utf-8")
     return directory
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train byte-level BPE until each of WORDS is one token; bytes stay, so any text can be encoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,  # never reached: merging ends when every word is whole
-        min_frequency=1,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([f" {word}" for word in WORDS], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
-        clean_up_tokenization_spaces=False,
-        model_max_length=32768,
-    )
 
 
 def random_model(
@@ -225,30 +177,6 @@ def _config(
     return config
 
 
-def _generation(words: PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {"do_sample": False, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-
-
-def _write_preprocessors(directory: Path, image_size: int) -> None:
-    """Write the still and the video preprocessor, which differ in their class and type only."""
-    common = {
-        "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "do_convert_rgb": True,
-        "processor_class": "LlavaOnevisionProcessor",
-    }
-    still = {"image_processor_type": "LlavaOnevisionImageProcessor"}
-    video = {"video_processor_type": "LlavaOnevisionVideoProcessor", "do_sample_frames": False}
-    _write_json(directory / "preprocessor_config.json", common | still)
-    _write_json(directory / "video_preprocessor_config.json", common | video)
-
-
 def _model_card(config: LlavaOnevisionConfig) -> str:
     vision: Any = config.vision_config
     text: Any = config.text_config
@@ -264,10 +192,6 @@ def _model_card(config: LlavaOnevisionConfig) -> str:
         kv_heads=text.num_key_value_heads,
         vocab=text.vocab_size,
     )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

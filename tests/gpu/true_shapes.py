@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tests.make_demo_checkpoint import CHAT_TEMPLATE, _generation, _write_json, _write_preprocessors, build_tokenizer
+from holitom_cli.quality.checkpoint import build_tokenizer, write_text_files
+from tests.make_demo_checkpoint import WORDS
 
 _TEXT: dict[str, dict[str, Any]] = {
     "7b": {
@@ -57,7 +58,7 @@ def write_true_shape(shape: str, directory: Path, device: str = "cuda", seed: in
         SiglipVisionConfig,
     )
 
-    words = build_tokenizer()
+    words = build_tokenizer(WORDS)
     text = Qwen2Config(**_TEXT[shape], max_position_embeddings=32768, rope_parameters=_ROPE)
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**_TOWER),
@@ -71,10 +72,7 @@ def write_true_shape(shape: str, directory: Path, device: str = "cuda", seed: in
     with torch.device(device):
         network: Any = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
     network.save_pretrained(directory, max_shard_size="5GB")
-    _write_json(directory / "generation_config.json", _generation(words))
-    _write_preprocessors(directory, _TOWER["image_size"])
-    words.save_pretrained(directory)
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_text_files(directory, words, _TOWER["image_size"])
     return directory
 
 
