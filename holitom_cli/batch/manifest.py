@@ -20,7 +20,9 @@ _ROW_BEGINS = b'{"key": "'
 
 
 def find_clips(paths: Iterable[Path]) -> list[Path]:
-    """Files as named, and in folders every visible file with a video's ending, sorted; none twice.
+    """Files as named, and in folders every visible entry with a video's ending, sorted; none twice.
+
+    A link that leads nowhere is one too: it becomes an error row, not a gap.
 
     Raises:
         UsageError: no clip at all.
@@ -99,5 +101,5 @@ def _clips_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not path.is_dir()
     )

@@ -24,6 +24,7 @@ from holitom_cli.cli.options import (
 from holitom_cli.cli.rows import SOME_FAILED, appending, progress
 from holitom_cli.errors import HolitomError
 from holitom_cli.report.record import error_record, flat_record
+from holitom_cli.report.terminal import warning_line
 from holitom_cli.types import Answer, Generation
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ def batch(
             tally["answered"] += len(items) - len(errors)
             tally["skipped"] += len(asked) - len(items)
             step(clip, len(items), errors)
+            for warning in next(
+                (item.outcome.frames.warnings for item in items if isinstance(item.outcome, Answer)), ()
+            ):
+                talk.say(warning_line(f"{clip}: {warning}"))
     talk.say(", ".join(f"{count} {what}" for what, count in tally.items()))
     if tally["failed"]:
         raise typer.Exit(SOME_FAILED)
@@ -89,7 +94,7 @@ def batch(
 def _row(item: Item) -> Mapping[str, Any]:
     if isinstance(item.outcome, Answer):
         return flat_record(item.outcome, item.key)
-    return error_record(str(item.clip), item.question, item.outcome, item.key)
+    return error_record(str(item.clip.absolute()), item.question, item.outcome, item.key)
 
 
 def _rows(output: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:

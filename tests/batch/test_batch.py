@@ -307,3 +307,21 @@ def test_only_answers_are_finished(tmp_path: Path) -> None:
     output.write_text('{"kay": "1"}\n', encoding="utf-8")
     with pytest.raises(BatchError, match=r"Line 1 of .*rows\.jsonl"):
         manifest.finished_rows(output)
+
+
+def test_a_link_that_leads_nowhere_is_a_row(batch: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    done = batch(tmp_path / "links")
+    assert (done.code, summary(done)) == (3, "0 answered, 2 failed, 0 skipped")  # of two questions
+    named = {row["video"]["path"] for row in rows_of(tmp_path / "rows.jsonl")}
+    assert named == {str(tmp_path / "links" / "gone.mp4")}
+
+
+def test_a_clip_that_is_cut_off_is_told_of(batch: Any, demo_clip: Path, tmp_path: Path) -> None:
+    whole = demo_clip.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
+    done = batch(tmp_path / "cut.mp4")
+    assert done.code == 0
+    assert "could not be read" in " ".join(done.err.split())
+    assert "could not be read" not in batch(demo_clip).err
