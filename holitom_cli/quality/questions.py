@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice, zip_longest
 
 from holitom_cli.quality.world import COLOURS, DIRECTIONS, FRAMES, SHAPES, Clip, Thing
 
@@ -43,6 +43,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which colour does the {shape} have?",
         "The {shape} is of what colour?",
         "Tell me the colour of the {shape}.",
+        "The colour of the {shape} is what?",
+        "In what colour is the {shape}?",
+        "Can you tell me the colour of the {shape}?",
+        "Say which colour the {shape} is.",
         "Name the colour of the {shape}.",
         "What is the colour of the {shape}?",
     ),
@@ -51,6 +55,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which shape does the {colour} object have?",
         "What is the {colour} thing?",
         "Name the {colour} shape.",
+        "What is the shape of the {colour} thing?",
+        "Of what shape is the {colour} object?",
+        "Can you tell me what the {colour} thing is?",
+        "Say which shape is {colour}.",
         "The {colour} object has which shape?",
         "Tell me the shape of the {colour} thing.",
     ),
@@ -59,6 +67,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "How many things can be seen in all?",
         "Count the shapes in the video.",
         "What is the number of shapes in the video?",
+        "How many shapes are there in all?",
+        "How many objects can you see in the video?",
+        "Can you tell me how many things appear?",
+        "Say how many shapes there are in the video.",
         "How many objects appear in all?",
         "Tell me the number of things that can be seen.",
     ),
@@ -67,6 +79,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "In which direction does the {thing} go?",
         "Where is the {thing} moving to?",
         "The {thing} moves in what direction?",
+        "What direction does the {thing} take?",
+        "Tell me the direction in which the {thing} moves.",
+        "Can you tell me where the {thing} goes?",
+        "Say which way the {thing} is moving.",
         "What is the direction of the {thing}?",
         "Tell me which way the {thing} goes.",
     ),
@@ -75,6 +91,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which comes first, the {one} or the {other}?",
         "Is it the {one} or the {other} that appears first?",
         "Of the {one} and the {other}, which appears first?",
+        "Which appears before the other, the {one} or the {other}?",
+        "Tell me what appears first: the {one} or the {other}.",
+        "Can you tell me which comes first, the {one} or the {other}?",
+        "First the {one} or first the {other}?",
         "Which can be seen first, the {one} or the {other}?",
         "The {one} or the {other}: what comes first?",
     ),
@@ -83,6 +103,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Is the {thing} there at the beginning, in the middle or at the end?",
         "In which part of the video is the {thing}: beginning, middle or end?",
         "When can the {thing} be seen: beginning, middle or end?",
+        "Tell me when the {thing} appears: beginning, middle or end.",
+        "At which time is the {thing} in the video: beginning, middle or end?",
+        "Can you tell me when the {thing} is there: at the beginning, in the middle or at the end?",
+        "Does the {thing} appear at the beginning, in the middle or at the end?",
         "At the beginning, in the middle or at the end: when is the {thing} there?",
         "Which part of the video has the {thing}: beginning, middle or end?",
     ),
@@ -91,6 +115,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "In which corner is the {thing}?",
         "Where in the picture is the {thing}?",
         "The {thing} is in which corner?",
+        "In what part of the picture is the {thing}?",
+        "Tell me the corner of the {thing}.",
+        "Can you tell me in which corner the {thing} is?",
+        "Say where in the picture the {thing} can be seen.",
         "Tell me where the {thing} is.",
         "Which corner of the picture has the {thing}?",
     ),
@@ -99,6 +127,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What moves faster, the {one} or the {other}?",
         "Of the {one} and the {other}, which is faster?",
         "Is it the {one} or the {other} that moves faster?",
+        "Tell me which is faster: the {one} or the {other}.",
+        "Which has the higher speed, the {one} or the {other}?",
+        "Can you tell me which moves faster, the {one} or the {other}?",
+        "Faster is which of the two, the {one} or the {other}?",
         "Which moves faster, the {one} or the {other}?",
         "The {one} or the {other}: what is faster?",
     ),
@@ -107,6 +139,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which colour does the {shape} change to?",
         "The {shape} changes its colour to what?",
         "To what colour does the {shape} turn?",
+        "Which colour is the {shape} at the end?",
+        "Tell me which colour the {shape} turns.",
+        "Can you tell me what colour the {shape} becomes?",
+        "What is the other colour of the {shape}, after the change?",
         "What colour does the {shape} turn?",
         "Tell me the colour that the {shape} changes to.",
     ),
@@ -115,6 +151,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Does a {thing} appear in the video?",
         "Can a {thing} be seen?",
         "Does the video have a {thing}?",
+        "Tell me whether there is a {thing}.",
+        "Is there a {thing} to be seen in the video?",
+        "Do you see a {thing}?",
+        "Can you tell me whether a {thing} appears?",
         "Is a {thing} in the video?",
         "Can you see a {thing}?",
     ),
@@ -123,6 +163,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Does the colour of the {shape} change?",
         "Is there a change in the colour of the {shape}?",
         "Does the {shape} turn another colour?",
+        "Tell me whether the {shape} changes its colour.",
+        "Is the {shape} of another colour at the end?",
+        "Do you see the {shape} turn another colour?",
+        "Can you tell me whether the colour of the {shape} changes?",
         "Can you see the {shape} change colour?",
         "Does the {shape} become another colour?",
     ),
@@ -131,6 +175,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Does the speed of the {shape} change?",
         "Is the {shape} faster at the end?",
         "Does the {shape} change its speed?",
+        "Tell me whether the {shape} becomes faster.",
+        "Does the {shape} move faster at the end?",
+        "Do you see the {shape} change its speed?",
+        "Can you tell me whether the {shape} gets faster?",
         "Can you see the {shape} become faster?",
         "Is there a change in the speed of the {shape}?",
     ),
@@ -138,7 +186,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def ask_about(clip: Clip, count: int, *, test: bool) -> list[Question]:
-    """Up to `count` questions about a clip, of as many kinds as it allows.
+    """Up to `count` different questions about a clip: one of each kind that it allows, then a second of each.
 
     Args:
         clip: what happens.
@@ -149,9 +197,12 @@ def ask_about(clip: Clip, count: int, *, test: bool) -> list[Question]:
     by_kind: dict[str, list[_Fact]] = {}
     for fact in _facts(clip, dice):
         by_kind.setdefault(fact.kind, []).append(fact)
-    kinds = list(by_kind)
+    kinds = list(by_kind.values())
     dice.shuffle(kinds)
-    return [_worded(dice.choice(by_kind[kind]), dice, test=test) for kind in kinds[:count]]
+    for facts in kinds:
+        dice.shuffle(facts)
+    rounds = (fact for facts in zip_longest(*kinds) for fact in facts if fact is not None)
+    return [_worded(fact, dice, test=test) for fact in islice(rounds, count)]
 
 
 def _worded(fact: _Fact, dice: random.Random, *, test: bool) -> Question:

@@ -2,9 +2,10 @@
 
     python -m holitom_cli.quality.train OUT_DIRECTORY --minutes 25
 
-First the tower alone, on single frames with a label for every cell; then everything on clips with several questions
-each. Every visual token is kept throughout: compression stays training-free. State is saved as it goes, and a run
-that finds some goes on with it.
+First the tower alone, on single frames: what is in each cell, and which cell is it? Then everything on clips with
+several questions each, and the tower's own task goes on beside, for without it the tower forgets shapes before the
+language model has learned to look at them. Every visual token is kept throughout: compression stays training-free.
+State is saved as it goes, and a run that finds some goes on with it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from holitom_cli.quality.questions import WORDINGS, ask_about
 from holitom_cli.quality.world import COLOURS, FRAMES, SHAPES, make_clip, test_seed, train_seed
 
 _NOISE = 0.015  # of the sensor, in training; a share of full scale
-_TEXT_TOKENS = 192  # room for all questions and answers about one clip
+_QUESTION_TOKENS = 24  # room for a question with its answer and the words of the chat template
 _IGNORED = -100
 _CLIPS_FROM = 1 << 32  # numbers of the clips that come with questions; those of the tower's stage start at 0
 _WARMUP_STEPS, _LOG_STEPS, _TEST_STEPS, _SAVE_SECONDS = 200, 50, 500, 120.0
@@ -45,8 +46,8 @@ class Recipe:
     minutes: float
     tower_minutes: float
     clips: int = 64  # in a step
-    questions: int = 8  # about each clip
-    frames: int = 512  # single frames in a step of the tower's own training
+    questions: int = 16  # about each clip, at most
+    frames: int = 512  # in a step of the tower's own task
     rate: float = 1e-3
     workers: int = 12
     seed: int = 0
@@ -82,6 +83,7 @@ class Writer:
         self.recipe, self.test = recipe, test
         self.words = build_tokenizer(words_of_the_world())
         self.end = self.words.eos_token_id
+        self.room = recipe.questions * _QUESTION_TOKENS  # text tokens of a clip
         content = [{"type": "video"}, {"type": "text", "text": _GAP}]
         text = self.words.apply_chat_template(
             [{"role": "user", "content": content}],  # type: ignore[arg-type]  # typed for plain texts alone
@@ -120,7 +122,7 @@ class Writer:
             after = self._encode(question.join(self._around))
             said = [*self._encode(f" {answer}"), self.end]
             tokens = after + said[:-1]
-            if len(ids) + len(tokens) > _TEXT_TOKENS:
+            if len(ids) + len(tokens) > self.room:
                 return self._padded(ids, segment, place, target), number - 1
             ids += tokens
             segment += [number] * len(tokens)
@@ -130,7 +132,7 @@ class Writer:
 
     def _padded(self, *rows: list[int]) -> list[list[int]]:
         fills = (0, 0, 0, _IGNORED)
-        return [row + [fill] * (_TEXT_TOKENS - len(row)) for row, fill in zip(rows, fills, strict=True)]
+        return [row + [fill] * (self.room - len(row)) for row, fill in zip(rows, fills, strict=True)]
 
 
 class Stream(IterableDataset[Batch]):
@@ -177,11 +179,21 @@ def tower_states(network: Any, pixels: Tensor) -> Tensor:
     return hidden
 
 
-def answer_logits(network: Any, pixels: Tensor, batch: Batch, before: Tensor) -> Tensor:
-    """Logits (B, T, V) behind every text token; questions about a clip do not see each other."""
+def answer_logits(network: Any, states: Tensor, batch: Batch, before: Tensor) -> Tensor:
+    """Logits behind every text token; questions about a clip do not see each other.
+
+    Args:
+        network: the library's model.
+        states: (B F, grid**2, C) of all frames, from the tower.
+        batch: what is asked.
+        before: (t,) text tokens before the video.
+
+    Returns:
+        (B, T, V).
+    """
     language = network.model.language_model
-    clips = len(pixels)
-    tokens = pool(network.model.multi_modal_projector(tower_states(network, pixels.flatten(0, 1))))
+    clips = len(batch.ids)
+    tokens = pool(network.model.multi_modal_projector(states))
     video = tokens.view(clips, -1, tokens.shape[-1])
     newline = network.model.image_newline.expand(clips, 1, -1)
     embed = language.embed_tokens
@@ -235,16 +247,22 @@ class Trainer:
         config = build_config(self.shape, self.writer.words)
         network: Any = LlavaOnevisionForConditionalGeneration(config)
         self.network = network.to(device)
-        self.labeller = nn.Linear(self.shape.tower_width, 1 + len(SHAPES) * len(COLOURS)).to(device)
-        self.before = torch.tensor(self.writer.before, device=device)
         self.grid = self.shape.image // self.shape.patch
+        self.heads = nn.ModuleDict(
+            {
+                "what": nn.Linear(self.shape.tower_width, 1 + len(SHAPES) * len(COLOURS)),
+                "row": nn.Linear(self.shape.tower_width, self.grid),
+                "column": nn.Linear(self.shape.tower_width, self.grid),
+            }
+        ).to(device)
+        self.before = torch.tensor(self.writer.before, device=device)
         self.seconds = {"tower": 0.0, "clips": 0.0}
         self.steps = {"tower": 0, "clips": 0}
         self.optimiser = self._optimiser()
         out.mkdir(parents=True, exist_ok=True)
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        parameters = [*self.network.parameters(), *self.labeller.parameters()]
+        parameters = [*self.network.parameters(), *self.heads.parameters()]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.05},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -265,7 +283,7 @@ class Trainer:
         limit = minutes * 60
         if self.seconds[name] >= limit:
             return
-        losses: list[Tensor] = []
+        losses: list[dict[str, Tensor]] = []
         saved = last = monotonic()
         for batch in self._loader(name):
             self._set_rate(self.seconds[name] / limit, self.steps[name])
@@ -273,7 +291,8 @@ class Trainer:
             self.steps[name] += 1
             done = self.seconds[name] >= limit
             if done or self.steps[name] % _LOG_STEPS == 0:
-                self.log(stage=name, loss=float(torch.stack(losses).mean()), memory_gb=self._peak_gb())
+                means = {part: float(torch.stack([loss[part] for loss in losses]).mean()) for part in losses[0]}
+                self.log(stage=name, **means, memory_gb=self._peak_gb())
                 losses.clear()
             if name == "clips" and self.steps[name] % _TEST_STEPS == 0:
                 self.log(stage="test", **self.test(4))
@@ -307,32 +326,57 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate * warmup * cosine
 
-    def _step(self, loss: Tensor) -> Tensor:
+    def _step(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Follow the gradient of the sum of some losses."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        sum(losses.values(), torch.zeros((), device=self.device)).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
-        return loss.detach()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def _tower_loss(self, batch: Batch) -> Tensor:
-        """Cross entropy of the label of every cell in some frames of each clip."""
-        clips = len(batch.sketch.scene)
-        some = torch.randint(FRAMES, (clips, max(1, self.recipe.frames // clips)), device=self.device)
-        plan = batch.sketch.to(self.device).only(some)
-        pixels, labels = pixels_of(plan).flatten(0, 1), cell_labels(plan, self.grid).flatten()
+    def _tower_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The tower's own task on some frames of each clip."""
+        plan = batch.sketch.to(self.device)
+        plan = plan.only(self._some_frames(plan))
         with self._autocast():
-            scores = self.labeller(tower_states(self.network, pixels)).flatten(0, 1)
-        weights = torch.ones(scores.shape[-1], device=self.device).index_fill_(0, labels.new_zeros(1), 0.1)
-        return F.cross_entropy(scores.float(), labels, weights)
+            states = tower_states(self.network, pixels_of(plan).flatten(0, 1))
+        return self._cell_losses(states, plan)
 
-    def _clip_loss(self, batch: Batch) -> Tensor:
+    def _clip_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The answers, and the tower's own task on some of the frames, which are encoded anyway."""
         batch = self._there(batch)
+        some = self._some_frames(batch.sketch)
+        rows = torch.arange(len(some), device=self.device)[:, None]
         with self._autocast():
-            scores = answer_logits(self.network, pixels_of(batch.sketch), batch, self.before)
-        return F.cross_entropy(scores.float().flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED)
+            states = tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
+            scores = answer_logits(self.network, states, batch, self.before)
+        answers = F.cross_entropy(scores.float().flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED)
+        chosen = states.unflatten(0, batch.sketch.time.shape)[rows, some].flatten(0, 1)
+        return {"answers": answers, **self._cell_losses(chosen, batch.sketch.only(some))}
+
+    def _some_frames(self, plan: Sketch) -> Tensor:
+        """Random frames (B, f) of each clip, as many in all as the recipe says."""
+        clips = len(plan.time)
+        return torch.randint(FRAMES, (clips, max(1, self.recipe.frames // clips)), device=self.device)
+
+    def _cell_losses(self, states: Tensor, plan: Sketch) -> dict[str, Tensor]:
+        """What covers each cell, and where the cell is: tower states (n, grid**2, C) of the plan's n frames.
+
+        Nothing in a frame by itself asks for the place, yet without it no direction can be told afterwards.
+        """
+        with self._autocast():
+            scores = {name: head(states).flatten(0, 1).float() for name, head in self.heads.items()}
+        cells = torch.arange(self.grid**2, device=self.device).repeat(len(states))
+        weights = torch.ones(scores["what"].shape[-1], device=self.device)
+        weights[0] = 0.1  # nine of ten cells are background
+        return {
+            "what": F.cross_entropy(scores["what"], cell_labels(plan, self.grid).flatten(), weights),
+            "row": F.cross_entropy(scores["row"], cells // self.grid),
+            "column": F.cross_entropy(scores["column"], cells % self.grid),
+        }
 
     def _there(self, batch: Batch) -> Batch:
         ids, segment, place, target = (part.to(self.device) for part in batch[1:5])
@@ -345,7 +389,8 @@ class Trainer:
         for index in range(batches):
             batch = self._there(self.examiner.batch(list(range(index * 16, index * 16 + 16))))
             with self._autocast():
-                scores = answer_logits(self.network, pixels_of(batch.sketch), batch, self.before)
+                states = tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
+                scores = answer_logits(self.network, states, batch, self.before)
             wrong = (scores.argmax(-1) != batch.target) & (batch.target != _IGNORED)
             for kinds, failed in zip(batch.kinds, (wrong * batch.segment).tolist(), strict=True):
                 for number, kind in enumerate(kinds, 1):
@@ -365,7 +410,7 @@ class Trainer:
         """Everything that a later run needs to go on; the old state stays until the new one is whole."""
         state = {
             "network": self.network.state_dict(),
-            "labeller": self.labeller.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds,
             "steps": self.steps,
@@ -379,7 +424,7 @@ class Trainer:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.network.load_state_dict(state["network"])
-        self.labeller.load_state_dict(state["labeller"])
+        self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.seconds, self.steps = state["seconds"], state["steps"]
 
@@ -397,8 +442,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="of training in all")
     parser.add_argument("--tower-minutes", type=float, default=2.0, help="of these on single frames")
     parser.add_argument("--clips", type=int, default=64, help="in a step")
-    parser.add_argument("--frames", type=int, default=512, help="single frames in a step of the tower's own training")
-    parser.add_argument("--questions", type=int, default=8, help="about each clip, at most")
+    parser.add_argument("--frames", type=int, default=512, help="in a step of the tower's own task")
+    parser.add_argument("--questions", type=int, default=16, help="about each clip, at most")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=12, help="processes that draw up clips; 0 = none beside")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and the noise")
