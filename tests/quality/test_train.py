@@ -169,6 +169,18 @@ def test_questions_do_not_see_each_other(trainer: Trainer, batch: Batch, pixels:
     assert moved[batch.segment == 2].max() > 1e-2  # control: the change would be seen
 
 
+def test_half_precision_runs_and_says_the_same(trainer: Trainer, batch: Batch, pixels: Tensor) -> None:
+    """As on a GPU, where rotary positions are float32 and projections bfloat16."""
+    exact = logits(trainer, pixels, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = logits(trainer, pixels, batch)
+    assert rough.dtype == torch.bfloat16
+    asked = batch.segment > 0
+    error = (rough.float() - exact)[asked].norm() / exact[asked].norm()
+    assert 0 < error < 0.05
+    assert (exact.flip(0) - exact)[asked].norm() / exact[asked].norm() > 0.1  # control
+
+
 def test_padding_moves_nothing(trainer: Trainer, batch: Batch, pixels: Tensor) -> None:
     before, after = logits(trainer, pixels, batch), logits(trainer, pixels, changed(batch, 0))
     assert (before - after).abs().amax(-1)[batch.segment > 0].max() <= 1e-5

@@ -86,6 +86,13 @@ def test_places_are_what_steps_add_up_to() -> None:
             assert thing.centre(frame) == pytest.approx((x, y))
 
 
+def test_a_thing_turns_once_and_in_its_frame() -> None:
+    for thing in THINGS:
+        turn, other = thing.turn or (thing.leave, "")
+        wanted = [thing.colour] * (turn - thing.enter) + [other] * (thing.leave - turn)
+        assert [thing.colour_at(frame) for frame in frames_of(thing)] == wanted
+
+
 def test_everything_stays_inside_the_picture() -> None:
     assert not [thing for thing in THINGS if outside(thing)]
     assert outside(replace(THINGS[0], start=(0.02, 0.5)))  # control
