@@ -36,7 +36,7 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     "file:" and the whitelist keep a path from ever being taken for, or leading to, a network address.
     """
     try:
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{shown(path)} is not a video that can be read.",
@@ -205,7 +205,7 @@ class Clip:
         with opened(self.path) as (container, stream):
             h264 = stream.codec_context.codec.canonical_name == "h264"
             extradata = stream.codec_context.extradata or b""
-            index = list(stream.index_entries) if indexed_count(container, stream) else []
+            index = [entry.timestamp for entry in stream.index_entries] if indexed_count(container, stream) else []
             packets = [
                 Packet(
                     pts=packet.pts,
@@ -217,7 +217,7 @@ class Clip:
                 for packet in packets_of(container, stream)
             ]
         lost = index[len(packets) :]
-        return Table(packets, len(lost), lost[0].timestamp if lost else None)
+        return Table(packets, len(lost), lost[0] if lost else None)
 
 
 class Run:
@@ -270,7 +270,7 @@ def indexed_count(container: InputContainer, stream: VideoStream) -> int | None:
 
     Other containers only guess, or count before an edit list has taken frames away.
     """
-    entries = getattr(stream, "index_entries", ())  # from av 17 on; older ones count by demuxing
+    entries = getattr(stream, "index_entries", ())  # from av 17 on; before, a cut-off file is taken for a shorter one
     if "mp4" not in container.format.name or not stream.frames or len(entries) != stream.frames:
         return None
     return None if any(entry.is_discard for entry in entries) else len(entries)
