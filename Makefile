@@ -16,8 +16,8 @@ HAS_NVIDIA = $(shell command -v nvidia-smi)
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.ready ## answer a question on a real clip with the bundled demo checkpoint
-	$(RUN) holitom_cli ask tests/data/city.mp4 "What is shown in the video?" --model demo
+demo: $(VENV)/.ready ## ask the bundled model about the bundled clip
+	$(RUN) holitom_cli demo
 
 test: lint ## set up, then run all linters and tests
 	$(RUN) pytest

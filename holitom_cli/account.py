@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.model.prefill import Prefill
 
+OUT_OF_SCOPE = (
+    "The demo model was trained on generated clips of moving shapes: on other clips its answers are of no worth."
+)
 _PACKAGES = ("torch", "transformers", "accelerate", "av", "decord")
 
 
@@ -172,6 +175,8 @@ def _host_peak_bytes() -> int:
 def _warnings(model: Model, tokens: TokenCounts, generation: Generation) -> Iterator[str]:
     if model.checkpoint.random:
         yield f"The checkpoint {model.info.id} has random weights: its answers are noise."
+    elif model.info.kind == "demo":
+        yield OUT_OF_SCOPE
     if not tokens.visual:
         yield "No visual token is left, so the answer knows nothing of the video; raise the share that is kept."
     if tokens.generated == generation.max_new_tokens == model.checkpoint.max_positions - tokens.prompt:

@@ -45,6 +45,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random float32 checkpoint of real geometry and next to no width, with a tokenizer."""
     import torch
 
-    from tests.make_demo_checkpoint import make_checkpoint
+    from tests.make_random_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("tiny"), layers=4, dtype=torch.float32)

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from tests.make_random_checkpoint import RANDOM
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = Path(sys.executable).parent / ("holitom.exe" if sys.platform == "win32" else "holitom")
 SCHEMA = Draft202012Validator(json.loads((ROOT / "docs" / "result.schema.json").read_text(encoding="utf-8")))
 # Little to do, and the same answer every time.
-FAST = ("--model", "demo", "--device", "cpu", "--num-frames", "4", "--max-new-tokens", "5")
+FAST = ("--model", str(RANDOM), "--device", "cpu", "--num-frames", "4", "--max-new-tokens", "5")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from holitom_cli.model import preprocess, vision
 from holitom_cli.model.loading import Model, load_model
 from holitom_cli.pipeline import ANSWER_ROOM, ask, check_generation, check_room, watch
 from holitom_cli.types import Frames, Generation, VideoInfo, Watched
-from tests.make_demo_checkpoint import make_checkpoint
+from tests.make_random_checkpoint import make_checkpoint
 
 QUESTION = "What is shown in the video?"
 

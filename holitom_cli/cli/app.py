@@ -11,6 +11,7 @@ from holitom_cli import __version__
 from holitom_cli.cli.ask import ask
 from holitom_cli.cli.batch import batch
 from holitom_cli.cli.config import defaults
+from holitom_cli.cli.demo import demo
 from holitom_cli.cli.doctor import doctor
 from holitom_cli.cli.eval import evaluate
 from holitom_cli.cli.failure import errors_in_a_sentence
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 TAKE_DEFAULTS = ("ask", "batch", "eval")  # from the user's config file; a broken one leaves the other commands alone
-for _command in (ask, batch):
+for _command in (demo, ask, batch):
     app.command()(_command)
 app.command("eval")(evaluate)
 for _command in (methods, doctor, pull):

@@ -57,6 +57,21 @@ def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> Render
     return Encodable(Group(*parts))
 
 
+def summary(answers: Sequence[Answer]) -> RenderableType:
+    """Return the report in short: what was kept, and where the time went.
+
+    `answers` are two or more, and share the clip, the checkpoint and the method.
+    """
+    first, stages = answers[0], _shared_stages(answers)
+    for_the_clip = sum(stages.values())
+    stages[f"{text.count(len(answers))} answers"] = sum(
+        1000 * answer.timings.time_to_answer_s - for_the_clip for answer in answers
+    )
+    whole = _facts([("in all", f"{text.milliseconds(sum(stages.values()))}, without loading")])
+    time = _section("Time", _waterfall(stages), Text(), whole, note=short(first.model))
+    return Encodable(Group(Text(), _header(first), _funnel(first), time))
+
+
 def segment_strip(segments: Sequence[Segment]) -> RenderableType:
     """Return one line of blocks over the sampled frames, with start times and tokens where they fit.
 

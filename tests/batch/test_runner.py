@@ -16,11 +16,12 @@ from holitom_cli.batch.runner import Item, Plan, run
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
 from holitom_cli.model import Model
 from holitom_cli.types import Answer, Generation, VideoInfo
+from tests.make_random_checkpoint import RANDOM
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return load_model("demo", device="cpu")
+    return load_model(RANDOM, device="cpu")
 
 
 def plan(method: str = "holitom", num_frames: int = 2, questions: int = 1) -> Plan:

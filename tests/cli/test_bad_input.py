@@ -10,7 +10,7 @@ import pytest
 
 from tests.program import FAST, Invoke, check_prose, installed
 
-MODEL = ("--model", "demo", "--device", "cpu")
+MODEL = FAST[:4]
 
 
 @pytest.mark.parametrize(

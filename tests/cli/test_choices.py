@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
-from tests.program import SCHEMA, Invoke
+from tests.program import FAST, SCHEMA, Invoke
 
 QUESTION = "Is it night?"
-SMALL = ("--model", "demo", "--device", "cpu", "--num-frames", "4")
+SMALL = FAST[:6]
 
 
 def entry(document: dict[str, Any]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from holitom_cli import __version__
-from tests.program import Invoke, installed
+from tests.program import FAST, Invoke, installed
 
-COMMANDS = ("ask", "batch", "eval", "methods", "doctor", "pull")
+COMMANDS = ("demo", "ask", "batch", "eval", "methods", "doctor", "pull")
 
 
 def test_methods_are_listed_and_described(invoke: Invoke) -> None:
@@ -88,7 +88,7 @@ def test_doctor_fails_where_the_comparison_does(invoke: Invoke, monkeypatch: pyt
         return embeds * 1.01, span
 
     monkeypatch.setattr("holitom_cli.check.prompt_embeds", wrong)
-    done = invoke("doctor", "--check-model", "demo", "--device", "cpu", "--num-frames", "1", "--json")
+    done = invoke("doctor", "--check-model", *FAST[1:4], "--num-frames", "1", "--json")
     assert done.code == 1
     assert json.loads(done.out)["check"]["passed"] is False
 

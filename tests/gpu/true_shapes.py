@@ -2,7 +2,7 @@
 
     python -m tests.gpu.true_shapes 7b DIRECTORY
 
-Speed and arithmetic need the shapes, not the knowledge. The tokenizer is the demo checkpoint's; widths, depths and the
+Speed and arithmetic need the shapes, not the knowledge. The tokenizer is the tests' own; widths, depths and the
 vocabulary are those that the published configurations state.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from holitom_cli.quality.checkpoint import build_tokenizer, write_text_files
-from tests.make_demo_checkpoint import WORDS
+from tests.make_random_checkpoint import WORDS
 
 _TEXT: dict[str, dict[str, Any]] = {
     "7b": {

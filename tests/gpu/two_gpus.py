@@ -19,7 +19,7 @@ from holitom_cli.model.prefill import prefill
 from holitom_cli.model.prompt import prompt_embeds
 from holitom_cli.model.vision import encode
 from holitom_cli.types import Frames
-from tests.make_demo_checkpoint import make_checkpoint
+from tests.make_random_checkpoint import make_checkpoint
 
 _STEPS = 8
 

@@ -20,7 +20,7 @@ from holitom_cli.model.loading import Model, load_model
 from holitom_cli.model.prefill import prefill
 from holitom_cli.model.prompt import prompt_embeds
 from holitom_cli.types import Frames, Generation
-from tests.make_demo_checkpoint import make_checkpoint
+from tests.make_random_checkpoint import make_checkpoint
 
 NEAR = 1e-4  # in logits, float32
 QUESTION = "What is shown in the video?"

@@ -15,17 +15,17 @@ from typing import ClassVar
 
 import pytest
 
-from tests.make_demo_checkpoint import DEMO
+from tests.make_random_checkpoint import RANDOM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "llava-hf/tiny"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few routes of the hub that a download takes, over the demo checkpoint's files."""
+    """The few routes of the hub that a download takes, over the random checkpoint's files."""
 
     downloads: ClassVar[list[str]] = []
-    files: ClassVar = {path.name: path.read_bytes() for path in DEMO.iterdir()}
+    files: ClassVar = {path.name: path.read_bytes() for path in RANDOM.iterdir()}
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""

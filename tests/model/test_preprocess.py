@@ -16,7 +16,7 @@ from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import read_checkpoint
 from holitom_cli.model.preprocess import Preprocessor, prepare, read_preprocessor
 from holitom_cli.types import Frames
-from tests.make_demo_checkpoint import DEMO
+from tests.make_random_checkpoint import RANDOM
 
 CPU = torch.device("cpu")
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
@@ -204,7 +204,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_tower_does_not_take(tmp_path: Path) -> None:
-    for file in DEMO.iterdir():
+    for file in RANDOM.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     write(tmp_path, "video_preprocessor_config.json", FILE)
     with pytest.raises(ModelError, match="resizes frames to 98x98, but the tower takes 384x384"):

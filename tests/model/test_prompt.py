@@ -17,7 +17,7 @@ from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import load_model, read_checkpoint
 from holitom_cli.model.prompt import Chat, prompt_embeds
 from holitom_cli.model.vision import encode
-from tests.make_demo_checkpoint import DEMO
+from tests.make_random_checkpoint import RANDOM
 
 TEMPLATE = "{{ '<|im_start|>' }}{% for part in messages[0]['content'] %}{% if part['type'] == 'video' %}<video>"
 TEMPLATE += "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -29,13 +29,13 @@ def chat_of(path: Path) -> Chat:
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
-    return chat_of(DEMO)
+    return chat_of(RANDOM)
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The demo checkpoint, free to be changed."""
-    return Path(shutil.copytree(DEMO, tmp_path / "copy"))
+    """The random checkpoint, free to be changed."""
+    return Path(shutil.copytree(RANDOM, tmp_path / "copy"))
 
 
 def edit(path: Path, **changed: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_special_token_is_refused_and_named(chat: Chat, token: str) -> None:
 
 
 def test_the_embedded_prompt_is_text_video_newline_text() -> None:
-    model = load_model("demo", device="cpu")
+    model = load_model(RANDOM, device="cpu")
     pixels = torch.randn(2, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     visual = methods.get("holitom").compress(encode(model, pixels))
     embeds, span = prompt_embeds(model, [5, 6, 7], visual, [8, 9])

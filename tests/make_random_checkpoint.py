@@ -1,7 +1,7 @@
 """Make a tiny LLaVA-OneVision checkpoint with random weights, in the layout of a published one.
 
-A maintainer's script: `python -m tests.make_demo_checkpoint` writes holitom_cli/assets/demo/ again, byte for
-byte while the libraries' versions stay the same. Tests call `make_checkpoint` for other shapes.
+A maintainer's script: `python -m tests.make_random_checkpoint` writes tests/data/random_checkpoint/ again, byte for
+byte while the libraries' versions stay the same. Tests use that one, and call `make_checkpoint` for other shapes.
 
 The weights are noise, but chosen noise, so that everything around them can be watched at work. Neighbouring
 frames of a still scene resemble each other and a cut does not. Every bias and norm weight differs from its
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
         PreTrainedTokenizerFast,
     )
 
-DEMO = Path(__file__).parent.parent / "holitom_cli" / "assets" / "demo"
+RANDOM = Path(__file__).parent / "data" / "random_checkpoint"
 # Of seeds 0 to 23 the one whose answers to three real clips read best:
 # 2 to 60 tokens, ten of twelve ended by themselves, none began with the end.
 SEED = 14
 
 # Each of these becomes one token together with the space before it.
-WORDS = (Path(__file__).parent / "data" / "demo_words.txt").read_text(encoding="utf-8").split()
+WORDS = (Path(__file__).parent / "data" / "words.txt").read_text(encoding="utf-8").split()
 
 MODEL_CARD = """\
 ---
@@ -41,11 +41,11 @@ pipeline_tag: video-text-to-text
 license: apache-2.0
 ---
 
-# Demo checkpoint of holitom_cli
+# Random checkpoint of holitom_cli's tests
 
 A LLaVA-OneVision with **random weights**: its answers are noise. It has the layout of a published checkpoint
 ({image} x {image} pixels, {grid} x {grid} patches a frame) and next to no width, so that every stage of the
-program can be tried in seconds on a machine without a GPU. Nothing was trained, so no data set was used.
+program can be tested in seconds on a machine without a GPU. Nothing was trained, so no data set was used.
 
 | part | shape |
 | --- | --- |
@@ -195,4 +195,4 @@ def _model_card(config: LlavaOnevisionConfig) -> str:
 
 
 if __name__ == "__main__":
-    make_checkpoint(DEMO, seed=SEED)
+    make_checkpoint(RANDOM, seed=SEED)
