@@ -38,10 +38,12 @@ bfloat16.
 {command}
 ```
 
-{minutes:.0f} minutes on {device}: {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of
-everything on clips of {frames} frames with several questions each. Every clip was drawn for its step and seen once; no
-data set of anyone else was used. Every visual token was kept: the model has never seen compressed ones. `log.jsonl`
-is the log.
+- {minutes:.0f} minutes on {device}
+- {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of everything on clips of {frames} frames
+- every clip was drawn for its step and seen once; no data set of anyone else was used
+- every visual token was kept: the model has never seen compressed ones
+
+`log.jsonl` is the log.
 
 ## Accuracy
 

@@ -39,15 +39,20 @@ def demo(
     own: it knows generated clips of moving shapes and nothing else.
     """
     talk = Talk()
+    import torch
+
     from holitom_cli import methods, pipeline
     from holitom_cli.model.hub import DEMO, locate
     from holitom_cli.quality.items import read_items
 
-    items = read_items(locate(DEMO).path / "questions.jsonl")
+    torch.set_num_threads(1)  # one is enough for so small a model; several wait for each other where cores are busy
+    place = locate(DEMO).path
+    items = read_items(place / "questions.jsonl")
+    clip = place / items[0].clip.name
     options = ModelOptions(model=DEMO, device=device)
     method = methods.get("holitom")
     model = session.load(options, session.find_checkpoint(options, method, talk), talk)
-    frames = session.frames(str(items[0].clip.path), VideoOptions(), talk)
+    frames = session.frames(str(clip), VideoOptions(), talk)
     with talk.busy("Watching"):
         watched = pipeline.watch(model, frames, method=method)
     answers = [_answer(model, watched, item, aloud=not json) for item in items]
@@ -56,7 +61,7 @@ def demo(
     talk.say(summary(answers))
     for warning in answers[0].warnings:
         talk.say(warning_line(warning))
-    talk.console.print(_what_next(items[0].clip.path), soft_wrap=True)  # lines to copy must stay whole
+    talk.console.print(_what_next(clip), soft_wrap=True)  # lines to copy must stay whole
 
 
 def _answer(model: Model, watched: Watched, item: Item, *, aloud: bool) -> Answer:
