@@ -89,7 +89,7 @@ def about_the_clip(scene: Scene, passed: int) -> str:
     return (
         f"`holitom demo` shows `{_CLIP}` with `questions.jsonl`: test clip {scene.number}, the first with a cut, a\n"
         "change of colour and something brief whose questions the model answers rightly with every setting at its\n"
-        f"default ({passed} clips were passed over)."
+        f"default ({passed} passed over before it)."
     )
 
 
