@@ -124,7 +124,7 @@ def test_a_clip_with_a_wrong_answer_is_passed_over_and_that_is_told(
     asked = [item.question for item in read_items(tmp_path / "demo" / "questions.jsonl")]
     assert asked == [question.text for question in second.questions]
     assert f"test clip {second.number}," in (tmp_path / "demo" / "README.md").read_text(encoding="utf-8")
-    assert "(1 clips were passed over)" in (tmp_path / "demo" / "README.md").read_text(encoding="utf-8")
+    assert "(1 passed over before it)" in (tmp_path / "demo" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_kind_of_question_has_its_words() -> None:
