@@ -13,9 +13,9 @@ import typer
 
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, print_data, write_json
-from holitom_cli.cli.options import ModelOptions, VideoOptions, command
+from holitom_cli.cli.options import ModelOptions, VideoOptions, command, refuse_idle
 from holitom_cli.cli.rows import SOME_FAILED, appending, progress
-from holitom_cli.errors import HolitomError
+from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.evaluation import evaluation_document, evaluation_row, evaluation_tables
 from holitom_cli.report.record import error_record
 from holitom_cli.report.terminal import warning_line
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.quality.evaluate import Outcome, Plan
     from holitom_cli.quality.items import Item
+
+
+class BuiltIn(StrEnum):
+    """Question sets that come with the program."""
+
+    SHAPES = "shapes"
 
 
 class ScoringChoice(StrEnum):
@@ -39,14 +45,24 @@ def evaluate(
     video: VideoOptions,
     model: ModelOptions,
     *,
+    context: typer.Context,
     questions: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="QUESTIONS",
             help="A JSONL file: video, question, answer and optionally choices and type on every line.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    built_in: Annotated[
+        BuiltIn | None,
+        typer.Option(
+            "--set",
+            metavar="NAME",
+            help="Instead of a file, a set that comes with the program: shapes, 2,000 questions about generated clips "
+            "of moving shapes, what the demo model knows.",
+        ),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option("--methods", metavar="NAMES", help="Methods, separated by commas; NAME:key=value sets a setting."),
@@ -56,19 +72,26 @@ def evaluate(
         typer.Option("--budgets", metavar="PERCENT", help="Percentages of the visual tokens, separated by commas."),
     ] = "15",
     scoring: Annotated[
-        ScoringChoice,
+        ScoringChoice | None,
         typer.Option(
             "--scoring",
             metavar="HOW",
             help="Questions with choices: letter (the options are listed, their letters compared), words (the choices "
             "are compared) or text (an answer is generated, as for questions without choices).",
+            show_default="letter; text with --set",
         ),
-    ] = ScoringChoice.LETTER,
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Only the first N questions.", min=1)
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the intervals and of methods that draw lots.", min=0, max=2**63 - 1)
+        int,
+        typer.Option(
+            "--seed",
+            help="Seed of the intervals, of methods that draw lots, and of the clips of --set: another draws others.",
+            min=0,
+            max=2**63 - 1,
+        ),
     ] = 0,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Longest generated answer, in tokens.", min=1)
@@ -83,18 +106,19 @@ def evaluate(
     """Measure how much of the accuracy methods keep, on questions with known answers.
 
     A method without a share of tokens to keep, as full, is one row; others are one for each budget. At a budget that
-    is none of its presets, a method takes the settings of the nearest lower one: holitom the paper's tau. Differences
-    to full are paired by question, their intervals drawn over videos. Every figure belongs to the checkpoint it names.
+    is none of its presets, a method takes the settings of the nearest lower one, or of its lowest: holitom the paper's
+    tau, and always the merge inside, which holitom:inner_layer=off leaves out. Differences to full are paired by
+    question, their intervals drawn over videos. Every figure belongs to the checkpoint it names.
     """
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight.
     from holitom_cli.batch import manifest
     from holitom_cli.quality import evaluate as room
-    from holitom_cli.quality.items import read_items
 
     variants = room.variants(methods, budgets, seed)
-    items = read_items(questions, limit)
-    plan = room.Plan(variants, scoring.value, video.num_frames, max_new_tokens, video.decode_timeout)
+    items = _items(questions, built_in, seed, limit, context)
+    how = scoring or (ScoringChoice.TEXT if built_in else ScoringChoice.LETTER)
+    plan = room.Plan(variants, how.value, video.num_frames, max_new_tokens, video.decode_timeout)
     finished = manifest.finished_rows(output) if output else {}
     # 2. The answers, clip by clip.
     with _rows(output) as add:
@@ -104,9 +128,28 @@ def evaluate(
         outcomes = _ask_all(loaded, items, plan, finished, add, talk)
     # 3. The figures.
     results = room.results(outcomes, plan, seed)
-    _show(loaded, results, _settings(questions, items, plan, seed, limit), talk, as_json=json)
+    source = {"questions_file": str(questions) if questions else None, "set": built_in}
+    _show(loaded, results, source | _settings(items, plan, seed, limit), talk, as_json=json)
     if any(result["failed"] for result in results):
         raise typer.Exit(SOME_FAILED)
+
+
+def _items(
+    questions: Path | None, built_in: BuiltIn | None, seed: int, limit: int | None, context: typer.Context
+) -> list[Item]:
+    """The questions, from where exactly one of a file and a set says."""
+    if questions and built_in:
+        raise UsageError("Questions come from a file or from --set, not from both.", "Leave one of them out.")
+    if questions:
+        from holitom_cli.quality.items import read_items
+
+        return read_items(questions, limit)
+    if not built_in:
+        raise UsageError("There are no questions.", "Name a file with some, or use --set shapes.")
+    refuse_idle(context, "decode_timeout", "With --set nothing is decoded")
+    from holitom_cli.quality.shapes import shapes
+
+    return shapes(seed, limit)
 
 
 def _rows(output: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
@@ -141,9 +184,8 @@ def _row(outcome: Outcome) -> Mapping[str, Any]:
     return evaluation_row(outcome.row)
 
 
-def _settings(questions: Path, items: Sequence[Item], plan: Plan, seed: int, limit: int | None) -> dict[str, Any]:
+def _settings(items: Sequence[Item], plan: Plan, seed: int, limit: int | None) -> dict[str, Any]:
     return {
-        "questions_file": str(questions),
         "questions": len(items),
         "videos": len({item.clip for item in items}),
         "limit": limit,

@@ -155,10 +155,19 @@ def split_choices(text: str | None, context: typer.Context) -> tuple[str, ...]:
     if text is None:
         return ()
     for field in fields(AnswerOptions):
-        if _nearness(context, field.name) == _NEAREST:
-            option = "--" + field.name.replace("_", "-")
-            raise UsageError(f"With --choices nothing is generated, so {option} has no effect.", f"Leave {option} out.")
+        refuse_idle(context, field.name, "With --choices nothing is generated")
     return tuple(choice.strip() for choice in text.split(","))
+
+
+def refuse_idle(context: typer.Context, name: str, why: str) -> None:
+    """Refuse an option that would do nothing, where the command line itself has it.
+
+    Raises:
+        UsageError: it has.
+    """
+    if _nearness(context, name) == _NEAREST:
+        option = "--" + name.replace("_", "-")
+        raise UsageError(f"{why}, so {option} has no effect.", f"Leave {option} out.")
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="HOLITOM_DEBUG")]

@@ -13,7 +13,7 @@ from holitom_cli.errors import HolitomError, MethodError, UsageError
 from holitom_cli.methods import Method
 from holitom_cli.model.choices import encode_choices
 from holitom_cli.quality import scoring
-from holitom_cli.quality.items import FileClip, Item
+from holitom_cli.quality.items import Footage, Item
 from holitom_cli.quality.scoring import Scoring
 from holitom_cli.quality.statistics import Judged, summary
 from holitom_cli.types import Answer, Seen, Watched
@@ -143,9 +143,9 @@ def _check_choices(checkpoint: Checkpoint, choices: Sequence[str], how: Scoring)
         raise UsageError(error.message, hint) from error
 
 
-def by_clip(items: Sequence[Item]) -> dict[FileClip, list[Item]]:
+def by_clip(items: Sequence[Item]) -> dict[Footage, list[Item]]:
     """Questions by the clip that they are about, in order of first appearance."""
-    clips: dict[FileClip, list[Item]] = {}
+    clips: dict[Footage, list[Item]] = {}
     for item in items:
         clips.setdefault(item.clip, []).append(item)
     return clips
@@ -153,7 +153,7 @@ def by_clip(items: Sequence[Item]) -> dict[FileClip, list[Item]]:
 
 def run(
     model: Model, items: Sequence[Item], plan: Plan, finished: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[FileClip, list[Outcome]]]:
+) -> Iterator[tuple[Footage, list[Outcome]]]:
     """Put all questions about each clip with all methods; a clip that fails ends nothing.
 
     Args:
@@ -182,7 +182,7 @@ def _settings(model: Model, item: Item, variant: Variant, plan: Plan) -> dict[st
     }
 
 
-def _put_all(model: Model, clip: FileClip, pairs: Mapping[str, tuple[Item, Variant]], plan: Plan) -> Iterator[Outcome]:
+def _put_all(model: Model, clip: Footage, pairs: Mapping[str, tuple[Item, Variant]], plan: Plan) -> Iterator[Outcome]:
     """The clip is encoded once, and compressed once for each method."""
     if not pairs:
         return
@@ -199,7 +199,7 @@ def _put_all(model: Model, clip: FileClip, pairs: Mapping[str, tuple[Item, Varia
             yield Outcome(key, own[key], variant, row, new=True)
 
 
-def _see(model: Model, clip: FileClip, needed: Sequence[Variant], plan: Plan) -> Seen:
+def _see(model: Model, clip: Footage, needed: Sequence[Variant], plan: Plan) -> Seen:
     frames = clip.frames(plan.num_frames, plan.decode_timeout_seconds)
     attention = any(variant.method.needs_attention for variant in needed)
     return pipeline.see(model, frames, attention=attention, keys=any(variant.method.needs_keys for variant in needed))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Protocol
 
 from holitom_cli import video
 from holitom_cli.batch.manifest import clip_identity
@@ -19,9 +19,23 @@ LETTERS = ascii_uppercase
 _EXAMPLE = 'As in: {"video": "a.mp4", "question": "What falls?", "choices": ["a cup", "a book"], "answer": "a cup"}'
 
 
+class Footage(Protocol):
+    """A clip that questions are about, wherever its frames come from. Equal ones are the same clip."""
+
+    @property
+    def name(self) -> str:
+        """As rows name it."""
+
+    def identity(self) -> str:
+        """What its content is known by."""
+
+    def frames(self, count: int, timeout_seconds: float | None, /) -> Frames:
+        """Frames, uniformly sampled: `count`, or all that there are; a decoder may take so long."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileClip:
-    """A clip in a file. Another kind of clip has the same name, identity and frames."""
+    """A clip in a file."""
 
     name: str  # as rows name it
     path: Path
@@ -39,7 +53,7 @@ class FileClip:
 class Item:
     """One question and the right answer to it."""
 
-    clip: FileClip
+    clip: Footage
     question: str
     answer: str  # one of the choices, where there are some
     choices: tuple[str, ...] = ()

@@ -171,6 +171,54 @@ def test_without_an_answer_there_are_no_figures(invoke: Invoke, questions: Path)
     assert {row["accuracy"] for row in document["results"]} == {None}
 
 
+SET = ("eval", "--set", "shapes", *SMALL, "--methods", "full,holitom,random", "--budgets", "25,15", "--limit", "7")
+
+
+def test_the_built_in_set_is_one_document_with_a_row_for_each(invoke: Invoke, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    done = invoke(*SET, "--seed", "7", "--json", "-o", output)
+    assert done.code == 0, done.err
+    document = done.document()
+    settings = document["settings"]
+    assert (settings["set"], settings["questions_file"], settings["scoring"]) == ("shapes", None, "text")
+    assert (settings["questions"], settings["videos"], settings["limit"], settings["seed"]) == (7, 2, 7, 7)
+    assert [(row["method"], row["budget"], row["questions"]) for row in document["results"]] == [
+        ("full", 100, 7), ("holitom", 25, 7), ("holitom", 15, 7), ("random", 25, 7), ("random", 15, 7),
+    ]  # fmt: skip
+    full, *others = document["results"]
+    assert all(row["tokens"] < full["tokens"] for row in others)
+    assert [row["method_settings"]["seed"] for row in others[2:]] == [7, 7]
+    rows = rows_of(output)
+    assert len(rows) == 5 * 7
+    assert {row["video"] for row in rows} == {"shapes-7-000000", "shapes-7-000001"}
+    assert {row["scoring"] for row in rows} == {"text"}
+    again = invoke(*SET, "--seed", "7", "--json", "-o", output)
+    assert again.document() == document  # with its times: nothing was asked again
+    assert rows_of(output) == rows
+    other = invoke(*SET, "--seed", "8", "-o", output)
+    assert re.search(r"shapes-8-000000: [1-9]\d* answered", other.err)
+    assert len(rows_of(output)) == 2 * len(rows)
+
+
+def test_the_built_in_set_is_scored_as_the_user_wants(invoke: Invoke, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    done = invoke(*SET[:-1], "1", "--methods", "full", "--scoring", "letter", "--json", "-o", output)
+    assert done.document()["settings"]["scoring"] == "letter"
+    (row,) = rows_of(output)
+    assert row["answer"] in {choice["text"] for choice in row["choices"]}
+    assert sum(choice["probability"] for choice in row["choices"]) == pytest.approx(1)
+
+
+def test_questions_come_from_one_place(invoke: Invoke, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke("eval", questions, *SET[1:]).sentence(2, "Questions come from a file or from --set, not from both.")
+    invoke("eval", *SMALL).sentence(2, "There are no questions.")
+    invoke("eval", "--set", "circles", *SMALL).sentence(2, "'circles' is not")
+    invoke(*SET, "--decode-timeout", "9").sentence(2, "nothing is decoded, so --decode-timeout has no effect.")
+    invoke(*SET, "--seed", str(2**63 - 1)).sentence(2, f"Seed {2**63 - 1} is too large")
+    monkeypatch.setenv("HOLITOM_DECODE_TIMEOUT", "9")  # set once for everything, it is no mistake here
+    assert invoke(*SET[:-1], "1", "--methods", "full").code == 0
+
+
 WRONG = [
     (["--methods", "holytom"], 2, "There is no method 'holytom'."),
     (["--methods", "holitom:tau=2"], 2, "Setting tau is 2.0"),

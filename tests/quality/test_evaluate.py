@@ -13,11 +13,14 @@ import pytest
 
 from holitom_cli import methods, pipeline
 from holitom_cli.errors import HolitomError, UsageError
+from holitom_cli.flops import paper_prefill
 from holitom_cli.model import load_model, vision
 from holitom_cli.model.loading import Model
 from holitom_cli.quality import evaluate, scoring, statistics
+from holitom_cli.quality.clips import write_clip
 from holitom_cli.quality.evaluate import Outcome, Plan, Variant
 from holitom_cli.quality.items import FileClip, Item
+from holitom_cli.quality.shapes import shapes
 from holitom_cli.quality.statistics import Judged
 
 # --- methods and budgets ---------------------------------------------------------------------
@@ -254,7 +257,7 @@ def test_rows_are_what_watching_again_for_each_would_give(
     for outcome in outcomes:
         row, item = outcome.row, outcome.item
         assert not isinstance(row, HolitomError)
-        watched = pipeline.watch(model, item.clip.path, method=outcome.variant.method, num_frames=2)
+        watched = pipeline.watch(model, item.clip.frames(2, None), method=outcome.variant.method)
         how = scoring.scoring_of(item, "letter")
         answer = scoring.put(model, watched, item, how, 4)
         assert row["answer"] == scoring.meant(item, answer, how)
@@ -359,8 +362,48 @@ def test_results_pair_and_count(outcomes: list[Outcome]) -> None:
     assert [result["against_full"] for result in without] == [None, None]
 
 
+BUDGETS = "25,20,15,10,5"
+
+
+@pytest.mark.parametrize(("depth", "layer"), [(28, 18), (24, 15), (7, 4), (4, 3)])
+def test_the_merge_inside_has_its_place_in_a_model_of_any_depth(depth: int, layer: int) -> None:
+    merged = {tuple(variant.method.reductions(depth)) for variant in evaluate.variants("holitom", BUDGETS, 0)}
+    assert merged == {(layer,)}
+    without = evaluate.variants("holitom:inner_layer=off", BUDGETS, 0)
+    assert not any(variant.method.reductions(depth) for variant in without)
+
+
+def test_the_merge_inside_is_on_at_every_budget(model: Model) -> None:
+    plan = Plan(evaluate.variants("holitom,holitom:inner_layer=off", BUDGETS, 0), "text", 8, 2)
+    results = evaluate.results(ask(model, shapes(limit=3), plan), plan, 0)
+    merged, kept = results[:5], results[5:]
+    for ours, off in zip(merged, kept, strict=True):
+        assert ours["tokens"] == off["tokens"]  # they differ behind the first layer only
+        entering = round(ours["tokens"])
+        half = round((entering + 1) / 2)  # of the span with its newline token, in the last of four layers
+        shape = model.info.shape
+        assert ours["paper_flops"] == pytest.approx(paper_prefill(shape, [entering] * 3 + [half]))
+        assert off["paper_flops"] == pytest.approx(paper_prefill(shape, [entering] * 4))
+        assert ours["flops"] < off["flops"]
+
+
+def test_a_set_and_its_files_are_asked_the_same(model: Model, tmp_path: Path) -> None:
+    """Pixels have been through a codec there, so answers may differ; what is asked and what it costs may not."""
+    drawn = shapes(limit=5)
+    files = [replace(item, clip=FileClip(item.clip.name, tmp_path / item.clip.name)) for item in drawn]
+    write_clip(tmp_path / drawn[0].clip.name, drawn[0].clip.world)  # type: ignore[attr-defined]
+    plan = Plan(evaluate.variants("full", "100", 0), "text", 4, 2)
+    ours, theirs = ask(model, drawn, plan), ask(model, files, plan)
+    assert not {outcome.key for outcome in ours} & {outcome.key for outcome in theirs}
+    for one, other in zip(ours, theirs, strict=True):
+        assert not isinstance(one.row, HolitomError)
+        assert not isinstance(other.row, HolitomError)
+        for name in ("video", "question", "expected", "type", "tokens", "true_flops", "scoring"):
+            assert one.row[name] == other.row[name]
+
+
 def test_a_broken_clip_costs_its_own_questions_only(
-    model: Model, items: list[Item], outcomes: list[Outcome], tmp_path: Path
+    model: Model, items: list[Item], outcomes: list[Outcome], tmp_path: Path, demo_clip: Path
 ) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 99)
     broken = Item(FileClip("broken.mp4", tmp_path / "broken.mp4"), "Is it night?", "no", ("yes", "no"))
@@ -373,7 +416,7 @@ def test_a_broken_clip_costs_its_own_questions_only(
     for result in evaluate.results(found, PLAN, 0):
         assert (result["questions"], result["failed"]) == (2, 1)
         assert result["against_full"]["questions"] == 2
-    shutil.copy(items[0].clip.path, tmp_path / "broken.mp4")  # mended
+    shutil.copy(demo_clip, tmp_path / "broken.mp4")  # mended
     mended = ask(model, [broken], finished={outcome.key: {} for outcome in failed})
     assert all(outcome.new and not isinstance(outcome.row, HolitomError) for outcome in mended)
 
