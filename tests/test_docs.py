@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.make_random_checkpoint import RANDOM
 from tests.test_layers import PACKAGE, ROOMS
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = PACKAGE.parent
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
+DEMO = PACKAGE / "assets" / "demo"
 ADDING = ROOT / "docs" / "adding-a-method.md"
 DOCUMENTS = [README, ARCHITECTURE, ADDING]
 
@@ -94,7 +97,15 @@ def test_shell_examples_name_what_exists(document: Path, make_targets: set[str])
 
 def test_readme_shows_the_commands_that_matter() -> None:
     shown = [" ".join(words) for words in shell_commands(README.read_text(encoding="utf-8"))]
-    for start in ("make demo", "make test", "holitom ask", "holitom batch", "holitom doctor", "uv tool install"):
+    for start in (
+        "make demo",
+        "make test",
+        "holitom demo",
+        "holitom ask",
+        "holitom batch",
+        "holitom doctor",
+        "uv tool install",
+    ):
         assert any(line.startswith(start) for line in shown), start
 
 
@@ -133,11 +144,11 @@ class Example:
 
 
 @pytest.fixture(scope="module")
-def example(demo_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Example:
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     """The README's Python example, run in a folder that holds its clip."""
     (code,) = blocks(README, "python")
     folder = tmp_path_factory.mktemp("example")
-    (folder / "city.mp4").symlink_to(demo_clip)
+    (folder / "shapes.mp4").symlink_to(DEMO / "shapes.mp4")
     names: dict[str, Any] = {}
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
@@ -150,22 +161,38 @@ def example(demo_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Exampl
 def test_python_example_prints_what_the_readme_shows(example: Example) -> None:
     (shown,) = blocks(README, "text")
     assert without_noise(example.printed) == without_noise(shown)
-    assert example.answer.tokens.original == 32 * 196
+    assert example.answer.tokens.original == 32 * demo_patches()
+
+
+def demo_patches() -> int:
+    """Visual tokens a frame of the demo model."""
+    from holitom_cli.model.hub import locate
+    from holitom_cli.model.loading import read_checkpoint
+
+    return read_checkpoint(locate("demo")).visual_grid ** 2
 
 
 def without_noise(printed: str) -> list[str]:
-    """Lines with their numbers masked; answers of random weights, which are all words, become one mark."""
+    """Lines with their numbers masked; answers, which are all words, become one mark."""
     return [re.sub(r"[\d.]+", "N", line) if re.search(r"\d", line) else "words" for line in printed.splitlines()]
 
 
 def test_readmes_report_has_todays_rows(example: Example) -> None:
     """A report pasted long ago would lack rows that the report has now, or name others."""
-    shown = blocks(README, "console")[0]
+    (shown, *_) = (block for block in blocks(README, "console") if block.startswith("$ holitom ask"))
     rows = labels(rendered(example.answer))
     assert {"file", "decoder", "temporal merge", "TTFT", "true FLOPs"} <= rows
     assert rows - labels(shown) <= {"per token"}  # missing when an answer has one token only
     changed = shown.replace("temporal merge", "merge over time")
     assert rows - labels(changed) == {"temporal merge"}  # control
+
+
+@pytest.mark.xfail(strict=True, reason="the bundled checkpoint has random weights")
+def test_readme_shows_the_demo_that_is_bundled() -> None:
+    (shown, *_) = (block for block in blocks(README, "console") if block.startswith("$ holitom demo"))
+    items = [json.loads(line) for line in (DEMO / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    said = "".join(f"{item['question']}\n  {item['answer']}  right\n" for item in items)
+    assert shown.startswith(f"$ holitom demo\n{said}")
 
 
 def labels(report: str) -> set[str]:
@@ -404,15 +431,15 @@ def test_example_methods_python_lines_run(
     (tmp_path / "clip.mp4").symlink_to(demo_clip)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(ADDING), "exec"), {})
-    visual = 32 * 196 // 14
+    visual = 32 * -(-demo_patches() // 14)
     assert f"('stride', {visual})" in capsys.readouterr().out
 
 
-def test_example_method_answers(stride: ModuleType, example: Example) -> None:
-    from holitom_cli import ask, watch
+def test_example_method_answers(stride: ModuleType, demo_clip: Path) -> None:
+    from holitom_cli import ask, load_model, video, watch
     from holitom_cli.types import Frames
 
-    whole, model = example.answer.frames, example.model
+    model, whole = load_model(RANDOM, device="cpu"), video.read(demo_clip, 32)
     frames = Frames(whole.pixels[::8], whole.seconds[::8])
 
     def answer(method: str, **settings: int) -> Answer:

@@ -39,13 +39,10 @@ def demo(
     own: it knows generated clips of moving shapes and nothing else.
     """
     talk = Talk()
-    import torch
-
     from holitom_cli import methods, pipeline
     from holitom_cli.model.hub import DEMO, locate
     from holitom_cli.quality.items import read_items
 
-    torch.set_num_threads(1)  # one is enough for so small a model; several wait for each other where cores are busy
     place = locate(DEMO).path
     items = read_items(place / "questions.jsonl")
     clip = place / items[0].clip.name

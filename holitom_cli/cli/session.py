@@ -43,8 +43,12 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
 
 def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
     """Read the weights."""
+    import torch
+
     from holitom_cli.model import loading
 
+    if checkpoint.source.kind == "demo":  # so small that threads gain little; where cores are busy they wait for long
+        torch.set_num_threads(1)
     with talk.busy(f"Loading {checkpoint.source.id}"):
         spread = "auto" if options.device_map else None
         return loading.load(checkpoint, options.device, options.dtype, spread)
