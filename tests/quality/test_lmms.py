@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib.util
+import re
 import shutil
 import sys
 import tomllib
@@ -335,6 +336,29 @@ def test_each_process_takes_its_own_gpu(adapter: Any, monkeypatch: pytest.Monkey
     assert [here(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert here("auto") == "auto"
+
+
+def documented() -> list[str]:
+    """The --model_args of every command in docs/lmms-eval.md, loops written out."""
+    text = (ROOT / "docs" / "lmms-eval.md").read_text(encoding="utf-8")
+    found = re.findall(r"^  *(?:lmms-env/bin/.* )?--model_args (\S+)", text, re.MULTILINE)
+    presets = ("25", "20", "15", "10")
+    return [
+        one.replace("$preset", preset) for one in found for preset in (presets if "$preset" in one else presets[:1])
+    ]
+
+
+def test_documented_arguments_are_taken(adapter: Any, tiny_checkpoint: Path) -> None:
+    given = [text.partition(",") for text in documented()]
+    assert len(given) == 10
+    assert {name for name, _, _ in given} == {"pretrained=llava-hf/llava-onevision-qwen2-7b-ov-hf"}
+    made_of = [made(adapter, f"pretrained={tiny_checkpoint},{rest}")._method for _, _, rest in given]
+    rows = [
+        (getattr(one, "retain_ratio", 1), getattr(one, "tau", 0), getattr(one, "inner_layer", "")) for one in made_of
+    ]
+    paper = [(0.25, 0.8), (0.20, 0.8), (0.15, 0.8), (0.10, 0.65)]
+    inside, outside = [(*row, "auto") for row in paper], [(*row, "off") for row in paper]
+    assert rows == [*inside, *outside, (1, 0, ""), inside[2]]
 
 
 # --- what a task asks for --------------------------------------------------------------------
