@@ -29,6 +29,7 @@ class Table:
     packets: Sequence[Packet]
     lost: int = 0  # frames that the container's index names and the file no longer holds
     first_lost_dts: int | None = None
+    tick_seconds: float = 0.0  # of the stream's time base; 0 where it has none
 
     @cached_property
     def exact(self) -> bool:
