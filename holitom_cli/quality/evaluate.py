@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli import methods, pipeline
-from holitom_cli.batch.manifest import question_key
+from holitom_cli.batch.manifest import clip_identity, question_key
 from holitom_cli.batch.runner import sentence
 from holitom_cli.errors import HolitomError, MethodError, UsageError
 from holitom_cli.methods import Method
@@ -162,23 +163,33 @@ def run(
         plan: how to put them.
         finished: rows of an earlier run by key; these questions are not asked again.
     """
+    checkpoint = _identity(model)
     for clip, asked in by_clip(items).items():
         identity = clip.identity()
         pairs = [(item, variant) for variant in plan.variants for item in asked]
-        keys = [question_key(identity, item.question, _settings(model, item, variant, plan)) for item, variant in pairs]
+        keys = [
+            question_key(identity, item.question, _settings(item, variant, plan) | checkpoint)
+            for item, variant in pairs
+        ]
         given = list(zip(keys, pairs, strict=True))
         outcomes = [Outcome(key, *pair, finished[key], new=False) for key, pair in given if key in finished]
         open_pairs = {key: pair for key, pair in given if key not in finished}
         yield clip, [*outcomes, *_put_all(model, clip, open_pairs, plan)]
 
 
-def _settings(model: Model, item: Item, variant: Variant, plan: Plan) -> dict[str, Any]:
-    """Everything besides clip and question that a row depends on."""
+def _identity(model: Model) -> dict[str, Any]:
+    """Which weights answer: those in a directory of one's own may be others today."""
+    info = model.info
+    files = sorted(Path(info.path).glob("*.safetensors"))
+    return {"model": [info.id, info.revision, info.dtype, *(clip_identity(file) for file in files)]}
+
+
+def _settings(item: Item, variant: Variant, plan: Plan) -> dict[str, Any]:
+    """Everything besides clip, question and checkpoint that a row depends on."""
     return {
         "method": [variant.label, variant.budget, asdict(variant.method)],  # type: ignore[call-overload]
         "expected": [item.answer, item.choices, item.kind],
         "plan": [plan.scoring, plan.num_frames, plan.max_new_tokens],
-        "model": [model.info.id, model.info.revision, model.info.dtype],
     }
 
 

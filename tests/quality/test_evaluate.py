@@ -22,6 +22,7 @@ from holitom_cli.quality.evaluate import Outcome, Plan, Variant
 from holitom_cli.quality.items import FileClip, Item
 from holitom_cli.quality.shapes import shapes
 from holitom_cli.quality.statistics import Judged
+from tests.make_random_checkpoint import make_checkpoint
 
 # --- methods and budgets ---------------------------------------------------------------------
 
@@ -343,6 +344,18 @@ def test_control_another_plan_or_question_is_asked_again(
     assert all(outcome.new for outcome in ask(model, items[:1], plan, written))
     corrected = replace(items[0], answer="yes")
     assert all(outcome.new for outcome in ask(model, [corrected], PLAN, written))
+
+
+def test_control_other_weights_in_the_same_place_are_asked_again(items: list[Item], tmp_path: Path) -> None:
+    plan = replace(PLAN, variants=PLAN.variants[:1])
+
+    def outcome(finished: Mapping[str, Any], seed: int) -> Outcome:
+        model = load_model(str(make_checkpoint(tmp_path / "mine", layers=2, seed=seed)), device="cpu")
+        return ask(model, items[:1], plan, finished)[0]
+
+    finished: dict[str, Any] = {outcome({}, seed=0).key: {}}
+    assert not outcome(finished, seed=0).new
+    assert outcome(finished, seed=1).new
 
 
 def test_results_pair_and_count(outcomes: list[Outcome]) -> None:

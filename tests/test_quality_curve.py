@@ -1,0 +1,131 @@
+"""The maintainer's script behind docs/quality.md: it measures, goes on, pairs, and writes tables and a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests import quality_curve
+from tests.curve_plot import COLOURS, Line, Point, plot
+from tests.make_random_checkpoint import RANDOM
+from tests.program import SCHEMA
+
+SVG = "{http://www.w3.org/2000/svg}"
+PAGE = Path(__file__).parent.parent / "docs" / "quality.md"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    page = f"# Quality\n\nbefore\n\n{quality_curve.BEGIN}old\n{quality_curve.END}\nafter\n"
+    (tmp_path / "docs" / "quality.md").write_text(page, encoding="utf-8")
+    return tmp_path / "docs"
+
+
+def row(number: int, correct: bool, video: str = "shapes-0-000000", method: str = "full") -> dict[str, Any]:
+    figures = {"tokens": 9, "true_flops": 1.0, "paper_flops": 1.0, "ttft_ms": 1.0}
+    known = {"video": video, "question": f"What is {number}?", "type": "count", "method": method, "budget": 100}
+    return known | {"answer": "one", "correct": correct} | figures
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return path
+
+
+def test_runs_are_paired_by_clip_and_question(tmp_path: Path) -> None:
+    ours = write_rows(tmp_path / "a", [row(1, True), row(2, True), row(3, False), row(4, True), row(5, True)])
+    files = [
+        row(number, right, "shapes-0-000000.mp4") for number, right in ((1, False), (2, True), (3, True), (4, False))
+    ]
+    failed = {"key": "k", "video": "shapes-0-000000.mp4", "question": "What is 5?", "error": {}}
+    other = [row(1, True, "shapes-0-000001.mp4"), row(1, True, "shapes-0-000000.mp4", method="uniform")]  # no partner
+    theirs = write_rows(tmp_path / "b", [*files, failed, *other])
+    found = list(quality_curve.compared(quality_curve.read(ours), {"files": theirs}, 0))
+    ((name, method, budget, questions, painted, there, difference, gained, lost),) = found
+    assert (name, method, budget, questions) == ("files", "`full`", "100%", "4")
+    assert painted.startswith("75.0% ± ")
+    assert (there, difference, gained, lost) == ("50.0%", "-25.0", "1", "2")
+
+
+def test_it_measures_writes_and_goes_on(tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality_curve, "METHODS", ("full", "holitom", "random"))
+    monkeypatch.setattr(quality_curve, "BUDGETS", "15,10")
+    monkeypatch.setattr(quality_curve, "AS_FILES", ("--methods", "full"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HOLITOM_NUM_FRAMES", "2")
+    out = tmp_path / "out"
+
+    def run() -> str:
+        quality_curve.main([str(out), "--model", str(RANDOM), "--limit", "6", "--docs", str(docs)])
+        return (docs / "quality.md").read_text(encoding="utf-8")
+
+    page = run()
+    rows = [json.loads(line) for line in (out / "tensors.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 6 * 5
+    for one in rows:
+        SCHEMA.validate(one)
+    assert page.startswith("# Quality\n\nbefore\n")
+    assert page.endswith("\nafter\n")
+    assert "old" not in page
+    assert "6 questions about 2 clips, set shapes, seed 0" in page
+    for cell in ("\n| `full` | 100% |", "| `holitom` | 10% |", "| `random` | 15% |", "| files | `full` | 100% | 6 |"):
+        assert page.count(cell) == 1
+    assert len(list((out / "clips").glob("*.mp4"))) == 2
+    ElementTree.parse(docs / quality_curve.PLOT)
+    written = (out / "tensors.jsonl").read_bytes(), (out / "files.jsonl").read_bytes()
+    monkeypatch.setattr(quality_curve, "write_clip", None)  # a clip that is there is not written again
+    assert run() == page
+    assert ((out / "tensors.jsonl").read_bytes(), (out / "files.jsonl").read_bytes()) == written
+
+
+def test_a_page_without_a_place_is_left_alone(docs: Path) -> None:
+    page = docs / "quality.md"
+    page.write_text("# Quality\n", encoding="utf-8")
+    result = {
+        "method": "full", "budget": 100, "tokens": 9, "accuracy": 0.5, "stderr": None, "flops": 1.0, "paper_flops": 1.0,
+        "by_type": {}, "against_full": {"kept": 1, "difference": 0, "low": None, "gained": 0, "lost": 0},
+    }  # fmt: skip
+    other = result | {"method": "holitom", "budget": 15}
+    known = {"id": "x", "parameters": 1, "dtype": "float32", "device_name": "CPU"}
+    asked = {"questions": 2, "videos": 1, "set": "shapes", "seed": 0}
+    versions = dict.fromkeys(("holitom_cli", "torch", "transformers"), "1")
+    document = {"model": known, "settings": asked, "versions": versions, "results": [result, other]}
+    with pytest.raises(SystemExit, match="has no place for figures"):
+        quality_curve.write(docs, document, iter([]))
+    assert page.read_text(encoding="utf-8") == "# Quality\n"
+
+
+def test_the_documented_page_has_its_place() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count(quality_curve.BEGIN) == page.count(quality_curve.END) == 1
+    assert page.index(quality_curve.BEGIN) < page.index(quality_curve.END)
+
+
+def test_the_plot_is_higher_where_accuracy_is_and_stays_inside() -> None:
+    lines = [
+        Line("good & true", [Point(25, 98, 1), Point(5, 90, 1), Point(15, 97, 1)]),
+        Line("bad", [Point(25, 80, 1), Point(5, 41, 2), Point(15, 60, 1)]),
+    ]
+    root = ElementTree.fromstring(plot("What <it> costs", Point(100, 99, 0.5), lines))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    curves = {path.get("stroke"): path for path in root.iter(f"{SVG}path") if path.get("fill") == "none"}
+    assert list(curves) == list(COLOURS[:2])
+    ways = [
+        [tuple(map(float, pair.split())) for pair in curve.attrib["d"].removeprefix("M").split("L")]
+        for curve in curves.values()
+    ]
+    for way in ways:
+        assert [x for x, _ in way] == sorted(x for x, _ in way)
+        assert all(0 < x < width and 0 < y < height for x, y in way)
+        assert [y for _, y in way] == sorted((y for _, y in way), reverse=True)  # accuracy grows with the budget
+    assert all(good[1] < bad[1] for good, bad in zip(*ways, strict=True))
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"What <it> costs", "good & true", "bad", "full", "40%", "100%", "5%"} <= set(texts)
+    style = root.find(f"{SVG}style")
+    assert style is not None
+    assert "prefers-color-scheme: dark" in (style.text or "")
