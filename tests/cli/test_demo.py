@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from holitom_cli.model.hub import DEMO, locate
-from tests.program import SCHEMA, Done, Invoke, installed
+from tests.program import FAST, SCHEMA, Done, Invoke, installed
 
 FOLDER = locate(DEMO).path
 QUESTIONS: list[dict[str, Any]] = [
@@ -39,7 +40,7 @@ def test_questions_with_answers_are_on_stdout(shown: Done, document: Any) -> Non
     assert lines[::2] == [question["question"] for question in QUESTIONS]
     for line, result in zip(lines[1::2], document["results"], strict=True):
         verdict = "right" if result["correct"] else f"wrong: {result['expected']}"
-        assert line == f"  {result['answer'].strip()}  {verdict}"
+        assert line.strip() == f"{result['answer'].strip()}  {verdict}"
 
 
 def test_the_report_is_short_and_says_what_next(shown: Done, invoke: Invoke, document: Any) -> None:
@@ -107,3 +108,38 @@ def test_a_damaged_installation_is_told(invoke: Invoke, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(hub, "__file__", str(tmp_path / "model" / "hub.py"))
     invoke("demo").sentence(2, "questions.jsonl cannot be read")
+
+
+def test_the_small_model_takes_one_thread_and_leaves_others_theirs(invoke: Invoke, demo_clip: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert invoke("ask", demo_clip, "What?", *FAST).code == 0
+        assert torch.get_num_threads() == 2
+        assert invoke("demo", "--device", "cpu").code == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_wrong_is_said_beside_what_is_right(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer but the first is made right, by the dictation of its words."""
+    from holitom_cli import pipeline
+
+    asked = pipeline.ask
+    right = {item["question"]: item["answer"] for item in QUESTIONS[1:]}
+
+    def dictate(model: Any, watched: Any, question: str, *, on_text: Any = None, **options: Any) -> Any:
+        said = f" {right.get(question, 'nothing')}"
+        if on_text:
+            on_text(said)
+        return replace(asked(model, watched, question, **options), text=said)
+
+    monkeypatch.setattr(pipeline, "ask", dictate)
+    lines = invoke("demo", "--device", "cpu").out.splitlines()
+    assert lines[1] == f"  nothing  wrong: {QUESTIONS[0]['answer']}"
+    assert lines[3::2] == [f"  {item['answer']}  right" for item in QUESTIONS[1:]]
+    results = invoke("demo", "--device", "cpu", "--json").document()["results"]
+    assert [result["correct"] for result in results] == [False, *[True] * 5]

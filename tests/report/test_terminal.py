@@ -23,6 +23,7 @@ from holitom_cli.report.terminal import (
     methods_table,
     report,
     segment_strip,
+    summary,
     warning_line,
 )
 from holitom_cli.types import Frames, Memory, Segment, Timings, TokenCounts
@@ -397,3 +398,20 @@ def test_a_block_too_short_for_a_column_still_gets_one() -> None:
 def test_labels_stand_at_their_block_or_not_at_all() -> None:
     assert labels([0, 4, 6, 12, 14], ["aaa", "b", "cccc", "ddd"], 14) == "aaa b cccc"
     assert labels([0, 3, 9], ["aaa", "b"], 9) == "aaa"  # no blank would be left between
+
+
+def test_the_summary_adds_the_answers_to_the_stages_of_the_clip() -> None:
+    later = STAGES | {"prefill": 30.0, "sample": 0.5}
+    answers = [
+        make_answer(timings=Timings(STAGES, ttft_ms=96.65, tpot_ms=9.6, time_to_answer_s=0.9)),
+        make_answer(timings=Timings(later, ttft_ms=103.9, tpot_ms=9.6, time_to_answer_s=0.8)),
+    ]
+    clip = sum(ms for name, ms in STAGES.items() if name not in ("prefill", "sample"))
+    said = words(summary(answers))
+    assert f"2 answers {1700 - 2 * clip:.1f} ms" in said
+    assert f"in all {(1700 - clip) / 1000:.1f} s, without loading" in said
+    assert "prefill" not in said
+    for part in ("match.mp4", "decode video", "temporal merge", "holitom keeps 15.2%", "random weights"):
+        assert part in said
+    for width in WIDTHS:
+        assert widest(summary(answers), width) <= width
