@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=15, help="percent of the visual tokens; one of holitom's presets")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="number of the first clip")
-    parser.add_argument("--processes", type=int, default=1, help="of lmms-eval, by accelerate")
+    parser.add_argument("--processes", type=int, default=1, help="of lmms-eval, by torchrun, on the CPU")
     parser.add_argument("--folder", help="keep clips, questions and results here")
     return parser.parse_args()
 
@@ -90,15 +90,18 @@ def differences(theirs: Run, ours: Run) -> list[str]:
 def run_lmms_eval(place: Path, method: str, budget: int, model: str, python: str, processes: int) -> Run:
     """lmms-eval's own run of the task, in the environment of another interpreter, without a network."""
     output = Path(tempfile.mkdtemp(prefix=f"lmms-{method}-", dir=place))
-    preset = f",preset={budget}" if method == "holitom" else ""
+    share = {"full": "", "holitom": f",preset={budget}"}.get(method, f",retain_ratio={budget / 100}")
     module = ["-m", "lmms_eval", "--model", "holitom"]
     if processes > 1:
-        module = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", *module]
-    arguments = [f"--model_args=pretrained={model},method={method}{preset}", f"--tasks={NAME}"]
+        module = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *module]
+    arguments = [f"--model_args=pretrained={model},method={method}{share}", f"--tasks={NAME}"]
     kept = ["--include_path", str(TASK), "--log_samples", "--output_path", str(output)]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hub"), "OMP_NUM_THREADS": "1"}
+    several = {"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}
     command = [python, *module, *arguments, *kept]
-    done = subprocess.run(command, cwd=place, env=os.environ | offline, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=place, env=os.environ | offline | several, capture_output=True, text=True, check=False
+    )
     results = sorted(output.rglob("*_results.json"))
     if not results:  # lmms-eval ends with 0 where its model failed, too
         sys.exit(f"lmms-eval gave no result:\n{done.stdout}\n{done.stderr}")
