@@ -53,7 +53,7 @@ def test_runs_are_paired_by_clip_and_question(tmp_path: Path) -> None:
 
 
 def test_it_measures_writes_and_goes_on(tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality_curve, "METHODS", ("full", "holitom", "random"))
+    monkeypatch.setattr(quality_curve, "PARTS", (("full", "random"), ("holitom",)))
     monkeypatch.setattr(quality_curve, "BUDGETS", "15,10")
     monkeypatch.setattr(quality_curve, "AS_FILES", ("--methods", "full"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count, islice
 
+import numpy as np
+
 from holitom_cli.errors import UsageError
 from holitom_cli.quality.clips import FILE_SIDE, FRAMES_PER_SECOND, film
 from holitom_cli.quality.items import Item
@@ -49,7 +51,7 @@ class ShapesClip:
 
     def frames(self, number: int, _: float | None) -> Frames:
         """Paint it, and take frames as from a file of 32: uniformly, all of them if there are not more."""
-        at = uniform_indices(FRAMES, number)
+        at = np.asarray(uniform_indices(FRAMES, number))
         return Frames(film(self.world)[at], at / FRAMES_PER_SECOND, indices=at)
 
 
