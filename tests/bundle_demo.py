@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from holitom_cli import pipeline
@@ -94,24 +95,34 @@ def about_the_clip(scene: Scene, passed: int) -> str:
 
 
 def bundle(run: Path, target: Path, training: Training) -> None:
-    """Put everything in place; what was there is replaced.
+    """Put everything in place; what was there is replaced once all is well.
 
     Raises:
         SystemExit: it is too large, or no clip fits.
+        ValueError: the log has no test.
     """
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(run / "checkpoint", target)
-    shutil.copy(run / "log.jsonl", target)
-    model = load_model(target, device="cpu")
-    scene, passed = choose(model, target / _CLIP)
-    write_questions(target, scene)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    text = card(model.checkpoint.config, model.info.parameters, training, log, FRAMES, about_the_clip(scene, passed))
-    (target / "README.md").write_text(text, encoding="utf-8")
-    size = sum(file.stat().st_size for file in target.iterdir())
+    with TemporaryDirectory(dir=target.parent) as name:
+        new = Path(name) / "demo"
+        size, scene, passed = _gather(run, new, training)
+        if size > MOST_BYTES:
+            raise SystemExit(f"{size:,} bytes are more than {MOST_BYTES:,}")
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
     print(f"{target}: {size:,} bytes, test clip {scene.number}, {passed} passed over")
-    if size > MOST_BYTES:
-        raise SystemExit(f"that is more than {MOST_BYTES:,} bytes")
+
+
+def _gather(run: Path, folder: Path, training: Training) -> tuple[int, Scene, int]:
+    """Fill the folder; its size in bytes, what the demo shows, and how many clips were passed over for it."""
+    shutil.copytree(run / "checkpoint", folder)
+    shutil.copy(run / "log.jsonl", folder)
+    model = load_model(folder, device="cpu")
+    scene, passed = choose(model, folder / _CLIP)
+    write_questions(folder, scene)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    about = about_the_clip(scene, passed)
+    text = card(model.checkpoint.config, model.info.parameters, training, log, FRAMES, about)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return sum(file.stat().st_size for file in folder.iterdir()), scene, passed
 
 
 def main() -> None:

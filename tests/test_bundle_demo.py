@@ -138,12 +138,16 @@ def test_what_is_too_large_or_was_never_tested_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, 0)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "old.bin").write_bytes(b"of an earlier model")
     monkeypatch.setattr(bundle_demo, "MOST_BYTES", 1000)
-    with pytest.raises(SystemExit, match="more than 1,000 bytes"):
+    with pytest.raises(SystemExit, match="more than 1,000"):
         bundle(run, tmp_path / "demo", TRAINING)
     (run / "log.jsonl").write_text(json.dumps(LOG[0]) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no line of stage 'test'"):
         bundle(run, tmp_path / "demo", TRAINING)
+    assert [file.name for file in (tmp_path / "demo").iterdir()] == ["old.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "run"]  # nothing is left beside it
 
 
 def test_the_rule_holds_for_what_it_finds() -> None:

@@ -87,3 +87,11 @@ def test_answers_a_question(scripts: Path, tmp_path: Path, demo_clip: Path) -> N
     assert len(result["answer"].split()) in range(1, 5)
     assert document["model"]["id"] == "demo"
     assert list(tmp_path.iterdir()) == []  # nothing is left beside the user's files
+
+
+def test_shows_the_demo(scripts: Path, tmp_path: Path) -> None:
+    document = json.loads(run(tmp_path, scripts / "holitom", "demo", "--device", "cpu", "--json"))
+    assert scripts.parent in Path(document["video"]["path"]).parents
+    assert scripts.parent in Path(document["model"]["path"]).parents
+    assert len(document["results"]) == 6
+    assert list(tmp_path.iterdir()) == []
