@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib.util
+import inspect
 import re
 import shutil
 import sys
@@ -359,6 +360,17 @@ def test_documented_arguments_are_taken(adapter: Any, tiny_checkpoint: Path) -> 
     paper = [(0.25, 0.8), (0.20, 0.8), (0.15, 0.8), (0.10, 0.65)]
     inside, outside = [(*row, "auto") for row in paper], [(*row, "off") for row in paper]
     assert rows == [*inside, *outside, (1, 0, ""), inside[2]]
+
+
+def test_every_argument_is_documented(adapter: Any) -> None:
+    text = (ROOT / "docs" / "lmms-eval.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (?:`?([^|`]*)`?)? *\|", text, re.MULTILINE)
+    taken = inspect.signature(adapter.HolitomForLmms).parameters
+    own = {name: taken[name].default for name in taken if name not in ("batch_size", "settings")}
+    assert {name for name, _ in rows} == own.keys()
+    assert ", ".join(own) == adapter._ARGUMENTS
+    said = {name: default.strip() for name, default in rows if name != "max_new_tokens"}
+    assert said == {name: str(own[name] or "") if name != "pretrained" else "" for name in said}
 
 
 # --- what a task asks for --------------------------------------------------------------------
