@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common = ["--model", options.model, "--device", options.device, "--seed", str(options.seed)]
     limit = ["--limit", str(options.limit)] if options.limit else []
     tensors, files = options.out / "tensors.jsonl", options.out / "files.jsonl"
-    document = measure(["--set", "shapes", "--budgets", BUDGETS, *limit, *common], tensors)
-    questions = write_files(options.out / "clips", options.seed, options.limit)
-    evaluate([str(questions), "--scoring", "text", *AS_FILES, *common], files)
+    wanted = ["--set", "shapes", "--budgets", BUDGETS, *limit, *common]
+    with beside(wanted, tensors) as parts:
+        questions = write_files(options.out / "clips", options.seed, options.limit)
+        evaluate([str(questions), "--scoring", "text", *AS_FILES, *common], files)
+    document = joined(wanted, parts, tensors)
     runs = {"files": files} | {name: Path(rows) for name, _, rows in (also.rpartition("=") for also in options.also)}
     write(options.docs, document, compared(read(tensors), runs, options.seed))
 
 
-def measure(arguments: Sequence[str], rows: Path) -> dict[str, Any]:
-    """Run all methods, some at a time, and put their rows together: what one run of all would print."""
+@contextmanager
+def beside(arguments: Sequence[str], rows: Path) -> Iterator[list[Path]]:
+    """Ask each part's methods in a process of its own while the block runs, and wait for all: files of their rows."""
     files = [rows.with_suffix(f".{number}.jsonl") for number in range(len(PARTS))]
-    running = [
-        subprocess.Popen(_command([*arguments, "--methods", ",".join(part)], file), stdout=subprocess.DEVNULL)
-        for part, file in zip(PARTS, files, strict=True)
-    ]
-    codes = [process.wait() for process in running]
-    if any(codes):
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(_command([*arguments, "--methods", ",".join(part)], file), stdout=subprocess.DEVNULL)
+            )
+            for part, file in zip(PARTS, files, strict=True)
+        ]
+        yield files
+    if any(process.returncode for process in running):
         raise SystemExit("A part has failed; run it again to go on.")
-    rows.write_bytes(b"".join(file.read_bytes() for file in files))
+
+
+def joined(arguments: Sequence[str], parts: Sequence[Path], rows: Path) -> dict[str, Any]:
+    """Put the rows of all parts together: what one run of all methods prints, which finds all of it answered."""
+    rows.write_bytes(b"".join(part.read_bytes() for part in parts))
     every = [method for part in PARTS for method in part]
-    return evaluate([*arguments, "--methods", ",".join(every)], rows)  # finds all of it answered
+    return evaluate([*arguments, "--methods", ",".join(every)], rows)
 
 
 def evaluate(arguments: Sequence[str], rows: Path) -> dict[str, Any]:

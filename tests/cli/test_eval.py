@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
+from holitom_cli.quality.shapes import shapes
 from tests.program import FAST, SCHEMA, Done, Invoke
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -181,7 +182,8 @@ def test_the_built_in_set_is_one_document_with_a_row_for_each(invoke: Invoke, tm
     document = done.document()
     settings = document["settings"]
     assert (settings["set"], settings["questions_file"], settings["scoring"]) == ("shapes", None, "text")
-    assert (settings["questions"], settings["videos"], settings["limit"], settings["seed"]) == (7, 2, 7, 7)
+    assert (settings["questions"], settings["limit"], settings["seed"]) == (7, 7, 7)
+    assert settings["videos"] == len({item.clip for item in shapes(7, 7)})
     assert [(row["method"], row["budget"], row["questions"]) for row in document["results"]] == [
         ("full", 100, 7), ("holitom", 25, 7), ("holitom", 15, 7), ("random", 25, 7), ("random", 15, 7),
     ]  # fmt: skip
@@ -190,7 +192,7 @@ def test_the_built_in_set_is_one_document_with_a_row_for_each(invoke: Invoke, tm
     assert [row["method_settings"]["seed"] for row in others[2:]] == [7, 7]
     rows = rows_of(output)
     assert len(rows) == 5 * 7
-    assert {row["video"] for row in rows} == {"shapes-7-000000", "shapes-7-000001"}
+    assert {row["video"] for row in rows} == {f"shapes-7-{index:06d}" for index in range(settings["videos"])}
     assert {row["scoring"] for row in rows} == {"text"}
     again = invoke(*SET, "--seed", "7", "--json", "-o", output)
     assert again.document() == document  # with its times: nothing was asked again
