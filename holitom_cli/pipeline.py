@@ -24,7 +24,7 @@ from holitom_cli.model.decode import generate
 from holitom_cli.model.device import memory_advice
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import prompt_embeds
-from holitom_cli.types import Answer, Choice, Frames, Generation, Seen, VideoInfo, Watched
+from holitom_cli.types import Answer, Choice, Frames, Generation, Sampling, Seen, Watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ def watch(
     *,
     method: str | Method = "holitom",
     num_frames: int = 32,
+    sampling: Sampling | None = None,
     **settings: Any,
 ) -> Watched:
     """Decode a video, encode its frames and compress their tokens.
@@ -50,6 +51,7 @@ def watch(
         path_or_frames: a video file, or frames that are decoded already.
         method: a method's name, or a method.
         num_frames: how many frames to sample, uniformly (fewer if the clip is shorter).
+        sampling: another way of sampling, instead.
         settings: of the method.
 
     Raises:
@@ -58,9 +60,43 @@ def watch(
     chosen = methods.get(method, **settings) if isinstance(method, str) else methods.change(method, **settings)
     chosen.reductions(model.checkpoint.depth)
     # 1. Frames, once it is sure that their tokens will fit.
-    frames = path_or_frames if isinstance(path_or_frames, Frames) else _read(model, path_or_frames, chosen, num_frames)
+    frames = path_or_frames
+    if not isinstance(frames, Frames):
+        wish = sampling or Sampling(num_frames=num_frames)
+        frames = read(model.checkpoint, model.device, frames, wish, [chosen])
     check_room(model.checkpoint, chosen, len(frames))  # here already: the tower may take long
     return compress(model, see(model, frames, attention=chosen.needs_attention, keys=chosen.needs_keys), chosen)
+
+
+def read(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    path: str | Path,
+    sampling: Sampling,
+    rivals: Sequence[Method],
+    *,
+    timeout_seconds: float | None = None,
+) -> Frames:
+    """Decode the frames that `sampling` picks, each resized for the checkpoint as soon as it is there.
+
+    Args:
+        checkpoint: whose preprocessor says the size.
+        device: where pictures are resized.
+        path: a video file.
+        sampling: which frames.
+        rivals: the methods that will compress them.
+        timeout_seconds: how long a decoder may take; by default it grows with the clip.
+
+    Raises:
+        HolitomError: the file cannot be read, or its frames do not fit the model's positions with one of the methods.
+    """
+
+    def accept(count: int) -> None:
+        for method in rivals:
+            check_room(checkpoint, method, count)
+
+    shrink = preprocess.shrinker(checkpoint.preprocessor, device)
+    return video.read(path, sampling, timeout_seconds=timeout_seconds, accept=accept, shrink=shrink)
 
 
 def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) -> Seen:
@@ -171,11 +207,6 @@ def choose(model: Model, watched: Watched, question: str, choices: Sequence[str]
     return account.answer(model, watched, question, Generation(), state, spoken, clock)
 
 
-def sampled(info: VideoInfo, num_frames: int) -> int:
-    """How many frames a clip will give when `num_frames` are asked for."""
-    return min(num_frames, info.frame_count) if info.frame_count > 0 else num_frames
-
-
 def check_room(checkpoint: Checkpoint, method: Method, frames: int, text_tokens: int = 0) -> None:
     """Refuse a prompt that would go beyond the positions that the model was trained for.
 
@@ -233,13 +264,6 @@ def _prefill(model: Model, watched: Watched, embeds: Tensor, span: range, clock:
     reductions = watched.method.reductions(model.checkpoint.depth)
     with clock.stage("prefill"):
         return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room)
-
-
-def _read(model: Model, path: str | Path, method: Method, num_frames: int) -> Frames:
-    def accept(info: VideoInfo) -> None:
-        check_room(model.checkpoint, method, sampled(info, num_frames))
-
-    return video.read(path, num_frames, accept=accept)
 
 
 def _speak(

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holitom_cli import methods, pipeline, video
+from holitom_cli import methods, pipeline
 from holitom_cli.batch.manifest import clip_identity, question_key
 from holitom_cli.errors import HolitomError, in_a_sentence
-from holitom_cli.types import Answer, Generation, VideoInfo, Watched
+from holitom_cli.types import Answer, Generation, Sampling, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
@@ -24,7 +24,7 @@ class Plan:
     questions: Sequence[str]
     method: Method
     generation: Generation
-    num_frames: int
+    sampling: Sampling
     decode_timeout_seconds: float | None = None
     choices: tuple[str, ...] = ()  # answers to choose from; where there are none, one is generated
 
@@ -33,7 +33,7 @@ class Plan:
         return {
             "method": [methods.name_of(self.method), asdict(self.method)],  # type: ignore[call-overload]
             "generation": asdict(self.generation),
-            "num_frames": self.num_frames,
+            **_sampling_key(self.sampling),
             "model": [model.info.id, model.info.revision, model.info.dtype],
             **({"choices": self.choices} if self.choices else {}),
         }
@@ -92,9 +92,18 @@ def sentence(error: Exception) -> HolitomError:
     return told.with_traceback(None)
 
 
-def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
-    def accept(info: VideoInfo) -> None:
-        pipeline.check_room(model.checkpoint, plan.method, pipeline.sampled(info, plan.num_frames))
+def _sampling_key(sampling: Sampling) -> dict[str, Any]:
+    """What tells samplings apart, in as few words as there were when frames were evenly spread always."""
+    return {name: value for name, value in asdict(sampling).items() if value}
 
-    frames = video.read(clip, plan.num_frames, timeout_seconds=plan.decode_timeout_seconds, accept=accept)
+
+def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
+    frames = pipeline.read(
+        model.checkpoint,
+        model.device,
+        clip,
+        plan.sampling,
+        [plan.method],
+        timeout_seconds=plan.decode_timeout_seconds,
+    )
     return pipeline.watch(model, frames, method=plan.method)

@@ -17,6 +17,7 @@ from holitom_cli.cli.options import (
     Choices,
     MethodOptions,
     ModelOptions,
+    SamplingOptions,
     VideoOptions,
     command,
     split_choices,
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
 
 
-@command(VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(VideoOptions, SamplingOptions, ModelOptions, MethodOptions, AnswerOptions)
 def ask(
     video: VideoOptions,
+    sampling: SamplingOptions,
     model: ModelOptions,
     method: MethodOptions,
     answer: AnswerOptions,
@@ -69,19 +71,20 @@ def ask(
     # 1. Everything that can be wrong without reading a weight or a frame.
     asked = session.read_questions(question, questions, questions_file)
     given = split_choices(choices, context)
-    chosen = method.build(context)
+    chosen, wish = method.build(context), sampling.build(video, context)
+    from holitom_cli.video import most_frames, probe, warm_up
+
+    warm_up()
     from holitom_cli import methods, pipeline
-    from holitom_cli.video import probe
 
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file, timeout_seconds=video.decode_timeout)
     checkpoint = session.find_checkpoint(model, chosen, talk)
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
-        session.check_room(checkpoint, rival, pipeline.sampled(info, video.num_frames), asked, given)
+        session.check_room(checkpoint, rival, most_frames(wish, info), asked, given)
     # 2. The model and the frames.
-    loaded = session.load(model, checkpoint, talk)
-    frames = session.frames(file, video, talk)
+    loaded, frames = session.load_and_read(model, checkpoint, rivals, file, wish, video.decode_timeout, talk)
     # 3. The answers.
     if baseline:
         brief = replace(answer, max_new_tokens=_WARM_UP_TOKENS)

@@ -17,6 +17,7 @@ from holitom_cli.cli.options import (
     Choices,
     MethodOptions,
     ModelOptions,
+    SamplingOptions,
     VideoOptions,
     command,
     split_choices,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from holitom_cli.batch.runner import Item
 
 
-@command(VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(VideoOptions, SamplingOptions, ModelOptions, MethodOptions, AnswerOptions)
 def batch(
     video: VideoOptions,
+    sampling: SamplingOptions,
     model: ModelOptions,
     method: MethodOptions,
     answer: AnswerOptions,
@@ -61,14 +63,17 @@ def batch(
     talk = Talk(quiet=quiet)
     asked = session.read_questions(None, questions, questions_file)
     given = split_choices(choices, context)
-    chosen = method.build(context)
+    chosen, wish = method.build(context), sampling.build(video, context)
+    from holitom_cli.video import warm_up
+
+    warm_up()
     from holitom_cli import pipeline
     from holitom_cli.batch import manifest, runner
 
     generation = pipeline.check_generation(Generation(**asdict(answer)))
     clips = manifest.find_clips(paths)
     finished = set(manifest.finished_rows(output)) if output else set()
-    plan = runner.Plan(asked, chosen, generation, video.num_frames, video.decode_timeout, given)
+    plan = runner.Plan(asked, chosen, generation, wish, video.decode_timeout, given)
     with _rows(output) as add, progress(talk, len(clips)) as step:
         checkpoint = session.find_checkpoint(model, chosen, talk)
         session.check_room(checkpoint, chosen, 1, asked, given)

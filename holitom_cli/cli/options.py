@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -15,6 +17,7 @@ from holitom_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
+    from holitom_cli.types import Sampling
 
 _VIDEO, _MODEL, _METHOD, _ANSWER = "Video", "Model", "Compression", "Answer"
 _SETTINGS = ("retain_ratio", "tau", "beta", "neighbours", "max_window", "inner_layer", "inner_ratio")
@@ -24,6 +27,9 @@ _NEAREST = 2  # on the command line itself
 def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
     variable = "HOLITOM_" + name.removeprefix("--").replace("-", "_").upper()
     return typer.Option(name, help=help_text, rich_help_panel=panel, envvar=variable, **more)
+
+
+_IN_VIDEO: dict[str, Any] = {"rich_help_panel": _VIDEO, "show_default": False}
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,81 @@ class VideoOptions:
             show_default="by the clip's length",
         ),
     ] = None
+
+
+class SamplingWay(StrEnum):
+    """How frames are chosen where their number is given."""
+
+    uniform = "uniform"
+    keyframes = "keyframes"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Which frames are looked at."""
+
+    fps: Annotated[
+        float | None, _option("--fps", "Frames to sample a second, instead of a number of frames.", _VIDEO)
+    ] = None
+    max_frames: Annotated[
+        int | None, _option("--max-frames", "The most that --fps may give; more are thinned out evenly.", _VIDEO, min=1)
+    ] = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", metavar="TIME", help="Look from here on: 90, 1:30, or -10 for the last 10 s.", **_IN_VIDEO
+        ),
+    ] = None
+    end: Annotated[
+        str | None, typer.Option("--end", metavar="TIME", help="Look up to here: 90, 1:30 or -10.", **_IN_VIDEO)
+    ] = None
+    frames_at: Annotated[
+        str | None,
+        typer.Option("--frames-at", metavar="TIME,...", help="Look at the frames shown at these times.", **_IN_VIDEO),
+    ] = None
+    sampling: Annotated[
+        SamplingWay,
+        _option("--sampling", "keyframes takes the nearest key frames: fast for hours of video.", _VIDEO),
+    ] = SamplingWay.uniform
+
+    def build(self, video: VideoOptions, context: typer.Context) -> Sampling:
+        """Put the options together.
+
+        Raises:
+            UsageError: one is no time, they exclude each other, or one would have no effect.
+        """
+        from holitom_cli.types import Sampling
+
+        for instead in ("fps", "frames_at"):
+            if getattr(self, instead) is not None:
+                refuse_idle(context, "num_frames", f"--{instead.replace('_', '-')} says how many frames there are")
+        counted = self.fps is None and self.frames_at is None
+        return Sampling(
+            num_frames=video.num_frames if counted else None,
+            fps=self.fps,
+            max_frames=self.max_frames,
+            start_seconds=_seconds("--start", self.start),
+            end_seconds=_seconds("--end", self.end),
+            at_seconds=_times(self.frames_at),
+            keyframes=self.sampling is SamplingWay.keyframes,
+        )
+
+
+def _times(text: str | None) -> tuple[float, ...]:
+    parts = [] if text is None else text.split(",")
+    return tuple(seconds for part in parts if (seconds := _seconds("--frames-at", part)) is not None)
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    """90, 1:30, 1:01:30.5 or -10 as seconds."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*-?(\d+:){0,2}\d+(\.\d*)?\s*", text):
+        raise UsageError(f"{option} {text!r} is no time.", "Give seconds (90), minutes (1:30) or, from the end, -10.")
+    total = 0.0
+    for part in text.strip().removeprefix("-").split(":"):
+        total = total * 60 + float(part)
+    return -total if text.strip().startswith("-") else total
 
 
 @dataclass(frozen=True)

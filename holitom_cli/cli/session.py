@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holitom_cli.methods import Method
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
-    from holitom_cli.types import Frames
+    from holitom_cli.types import Frames, Sampling
 
 _EXAMPLE = 'As in: -q "What happens?"'
 
@@ -60,6 +60,36 @@ def frames(file: str, options: VideoOptions, talk: Talk) -> Frames:
 
     with talk.busy(f"Reading up to {options.num_frames} frames"):
         return video.read(file, options.num_frames, timeout_seconds=options.decode_timeout)
+
+
+def load_and_read(
+    options: ModelOptions,
+    checkpoint: Checkpoint,
+    rivals: Sequence[Method],
+    file: str,
+    sampling: Sampling,
+    timeout_seconds: float | None,
+    talk: Talk,
+) -> tuple[Model, Frames]:
+    """Read the weights, and the frames at the same time: the decoder works in another process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from holitom_cli import pipeline
+    from holitom_cli.model.device import choose_device
+    from holitom_cli.video import stop_workers
+
+    device = choose_device(options.device)
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(
+            pipeline.read, checkpoint, device, file, sampling, rivals, timeout_seconds=timeout_seconds
+        )
+        try:
+            model = load(options, checkpoint, talk)
+        except BaseException:
+            stop_workers()  # else the executor would wait for the frames
+            raise
+        with talk.busy("Reading frames"):
+            return model, reading.result()
 
 
 def check_room(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from holitom_cli.errors import ModelError
 from holitom_cli.types import Frames
+
+if TYPE_CHECKING:
+    from holitom_cli.types import ByteArray
 
 _CHUNK_FRAMES = 8  # frames held in float32 at full size at a time
 _MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL's numbers for resampling filters
@@ -58,6 +62,21 @@ def read_preprocessor(directory: Path) -> Preprocessor:
         f"{directory} has no preprocessor file, so the pixels' size and normalisation are unknown.",
         "Copy video_preprocessor_config.json or preprocessor_config.json from the original checkpoint.",
     )
+
+
+def shrinker(preprocessor: Preprocessor, device: torch.device) -> Callable[[ByteArray], ByteArray]:
+    """What makes of one picture (H, W, 3) uint8 what `prepare` would resize it to: (height, width, 3) uint8.
+
+    Frames that were shrunk as they arrived give the same pixels as frames that were kept at full size.
+    """
+
+    def shrink(picture: ByteArray) -> ByteArray:
+        pixels = torch.from_numpy(picture.copy()).to(device)  # the copy may be written to, as torch wants
+        with torch.inference_mode():
+            resized = _resize(pixels.permute(2, 0, 1)[None], preprocessor)[0].permute(1, 2, 0)
+        return resized.cpu().numpy()
+
+    return shrink
 
 
 def prepare(preprocessor: Preprocessor, frames: Frames, device: torch.device) -> Tensor:

@@ -84,7 +84,11 @@ def _video(video: VideoInfo | None) -> dict[str, Any] | None:
 
 
 def _sampling(frames: Frames) -> dict[str, Any]:
+    wish = frames.sampling
     return {
+        "mode": wish.mode if wish else "given",
+        "settings": {name: value for name, value in asdict(wish).items() if value} if wish else {},
+        "moved_s": frames.moved_seconds,
         "frames_requested": len(frames) + frames.frames_missing,
         "frames": len(frames),
         "frames_missing": frames.frames_missing,

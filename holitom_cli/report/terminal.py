@@ -177,9 +177,24 @@ def _sampling(frames: Frames) -> Text:
     if len(frames) > 1:
         spacing = float(frames.seconds[-1] - frames.seconds[0]) / (len(frames) - 1)
         line.append(f", one every {text.seconds(spacing)}")
+    line.append(_how_sampled(frames))
     if frames.frames_missing:
         line.append(f", {text.count(frames.frames_missing)} could not be read", "yellow")
     return line
+
+
+def _how_sampled(frames: Frames) -> str:
+    """What is not said by the number of frames and their spacing."""
+    wish = frames.sampling
+    if wish is None or (wish.mode == "uniform" and not wish.has_range):
+        return ""
+    how = {
+        "uniform": "",
+        "fps": f", asked for {wish.fps:g} a second" if wish.fps else "",
+        "at": ", at the times asked for",
+        "keyframes": f", key frames up to {text.seconds(frames.moved_seconds)} from evenly spread ones",
+    }[wish.mode]
+    return f"{how}, from {text.seconds(float(frames.seconds[0]))} to {text.seconds(float(frames.seconds[-1]))}"
 
 
 def _model(model: ModelInfo) -> list[tuple[str, str | Text]]:

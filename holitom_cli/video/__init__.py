@@ -2,6 +2,7 @@
 
 from holitom_cli.video.capabilities import capabilities
 from holitom_cli.video.client import probe, read
-from holitom_cli.video.worker_link import stop_workers
+from holitom_cli.video.sampling import most_frames
+from holitom_cli.video.worker_link import stop_workers, warm_up
 
-__all__ = ["capabilities", "probe", "read", "stop_workers"]
+__all__ = ["capabilities", "most_frames", "probe", "read", "stop_workers", "warm_up"]

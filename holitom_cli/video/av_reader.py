@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -14,18 +14,34 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from holitom_cli.errors import VideoError
+from holitom_cli.types import Sampling
 from holitom_cli.video.decoding import StretchReader, rgb
 from holitom_cli.video.files import shown
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
 from holitom_cli.video.routing import objection_to_decord
+from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
 SILENT_PACKETS = {"vp8"}  # its packets may show nothing (alternate reference frames): count by decoding
 EARLY_END_SECONDS = 1.0  # the last frame is shown for a while, and clocks are rounded
 EARLIER_START_SECONDS = 2.0
 UNTIMED = {"avi"}  # stores no presentation times, and FFmpeg's guesses are out of order with B-frames: likewise
+
+
+class Facts(NamedTuple):
+    """What opening a file and decoding its first frame tells."""
+
+    format: str  # the demuxer's names
+    codec: str
+    pixel_format: str
+    size: tuple[int, int]  # width and height as stored, of the first frame; later ones are scaled to it
+    rotation: int  # clockwise, in degrees
+    duration_seconds: float | None
+    announced_seconds: float  # where the header says that the last frame ends, 0 where it does not
+    rate: float  # frames a second, 0 where unknown
+    indexed: int | None  # frames that an MP4's index names
 
 
 class Clip:
@@ -36,39 +52,33 @@ class Clip:
 
     def probe(self) -> dict[str, Any]:
         """The fields of VideoInfo, as plain values."""
-        (width, height), rotation = self._size, self._rotation
-        with opened(self.path) as (container, stream):
-            count = indexed_count(container, stream) or self._total
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-            return {
-                "path": self.path,
-                "container": short_name(container.format.name, self.path),
-                "codec": stream.codec_context.codec.canonical_name,
-                "width": height if rotation % 180 else width,
-                "height": width if rotation % 180 else height,
-                "rotation": rotation,
-                "duration_seconds": duration_seconds(container, stream) or (count / rate if rate else 0.0),
-                "frame_count": count,
-                "frames_per_second": rate,
-                "size_bytes": Path(self.path).stat().st_size,
-            }
-
-    def plan(self, indices: Sequence[int]) -> dict[str, Any]:
-        """When the frames are shown (seconds, 0 where unknown), and whether decord may read them."""
-        with opened(self.path) as (container, stream):
-            context, tick = stream.codec_context, self._table.tick_seconds
-            announced = clock_seconds(stream.metadata.get("DURATION", ""))
-            if container.format.name == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
-                announced = stream.frames * tick
-            objection = objection_to_decord(
-                container.format.name, context.codec.canonical_name, context.pix_fmt or "unknown", self._table
-            )
-        seconds = [pts * tick for pts in self._table.times] if self._counted is None else self._counted
+        facts = self._facts
+        width, height = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
+        count = facts.indexed or (self._table.total if self._counted is None else len(self._counted))
         return {
-            "seconds": [seconds[index] - seconds[0] if index < len(seconds) else 0.0 for index in indices],
+            "path": self.path,
+            "container": short_name(facts.format, self.path),
+            "codec": facts.codec,
+            "width": width,
+            "height": height,
+            "rotation": facts.rotation,
+            "duration_seconds": facts.duration_seconds or (count / facts.rate if facts.rate else 0.0),
+            "frame_count": count,
+            "frames_per_second": facts.rate,
+            "size_bytes": Path(self.path).stat().st_size,
+        }
+
+    def plan(self, sampling: Sampling) -> dict[str, Any]:
+        """The frames that a sampling picks, when they are shown (seconds, 0 where unknown), and what is to be said."""
+        stamps, facts = self._stamps, self._facts
+        seconds = [stamp - stamps[0] for stamp in stamps]
+        picked = pick(sampling, Timeline(seconds, self._keys, max(self._table.total, len(seconds))))
+        return {
+            **picked._asdict(),
+            "seconds": [seconds[index] if index < len(seconds) else 0.0 for index in picked.indices],
             "cut_off": self._table.lost > 0,
-            "ends_early": early_end_warning(seconds[-1], announced) if seconds else None,
-            "objection": objection,
+            "ends_early": early_end_warning(stamps[-1], facts.announced_seconds),
+            "objection": objection_to_decord(facts.format, facts.codec, facts.pixel_format, self._table),
         }
 
     def read(self, indices: Sequence[int]) -> Iterator[Picture]:
@@ -85,7 +95,7 @@ class Clip:
         slots = {times[index]: slot for slot, index in enumerate(indices) if index < len(times)}
         for pts in self._table.damaged:
             slots.pop(pts, None)
-        reader = StretchReader(self.path, self._table, self._size)
+        reader = StretchReader(self.path, self._table, self._facts.size)
         earlier = int(EARLIER_START_SECONDS / self._table.tick_seconds) if self._table.tick_seconds else 0
         for early, thrifty in ((0, True), (earlier, False), (None, False)):
             again = set(slots) if early is not None else reader.unreached & set(slots)
@@ -98,48 +108,64 @@ class Clip:
             for place, frame in enumerate(frames_of(packets_of(container, stream), stream)):
                 slot = slots.pop(place, None)
                 if slot is not None and not frame.is_corrupt:
-                    yield picture_of(rgb(frame, self._size), slot)
+                    yield picture_of(rgb(frame, self._facts.size), slot)
                 if not slots:
                     return
 
     @property
-    def _size(self) -> tuple[int, int]:
-        """Width and height as stored of the first frame; later ones are scaled to it."""
-        return self._first[0]
+    def _stamps(self) -> list[float]:
+        """When each frame is shown, in seconds on the file's own clock."""
+        if self._counted is not None:
+            return [seconds for seconds, _ in self._counted]
+        if not self._table.times:
+            raise VideoError(f"{shown(self.path)} holds no whole frame.", "The file seems cut off: copy it again.")
+        return [pts * self._table.tick_seconds for pts in self._table.times]
 
     @property
-    def _rotation(self) -> int:
-        return self._first[1]
+    def _keys(self) -> list[int]:
+        """The numbers of the key frames."""
+        if self._counted is not None:
+            return [place for place, (_, key) in enumerate(self._counted) if key]
+        keys = set(self._table.keys)
+        return [number for number, pts in enumerate(self._table.times) if pts in keys]
 
     @cached_property
-    def _first(self) -> tuple[tuple[int, int], int]:
-        """Size of the first frame, and the clockwise turn in degrees that makes it upright."""
+    def _facts(self) -> Facts:
         with opened(self.path) as (container, stream):
-            frame = next(frames_of(packets_of(container, stream), stream), None)
-            if frame is None:
+            first = next(frames_of(packets_of(container, stream), stream), None)
+            if first is None:
                 raise VideoError(
                     f"No frame of {shown(self.path)} can be decoded.", "The file seems damaged: copy it again."
                 )
-            # the container counts counter-clockwise
-            return (frame.width, frame.height), round(-frame.rotation / 90) % 4 * 90
-
-    @property
-    def _total(self) -> int:
-        return self._table.total if self._counted is None else len(self._counted)
+            context, kind = stream.codec_context, container.format.name
+            announced = clock_seconds(stream.metadata.get("DURATION", ""))
+            if kind == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
+                announced = stream.frames * float(stream.time_base or 0)
+            return Facts(
+                format=kind,
+                codec=context.codec.canonical_name,
+                pixel_format=context.pix_fmt or "unknown",
+                size=(first.width, first.height),
+                rotation=round(-first.rotation / 90) % 4 * 90,  # the container counts counter-clockwise
+                duration_seconds=duration_seconds(container, stream),
+                announced_seconds=announced,
+                rate=float(stream.average_rate or stream.guessed_rate or 0),
+                indexed=indexed_count(container, stream),
+            )
 
     @cached_property
-    def _counted(self) -> list[float] | None:
-        """Seconds of every frame that decoding brings, where the packets do not tell; None where they do."""
+    def _counted(self) -> list[tuple[float, bool]] | None:
+        """Seconds of every frame that decoding brings, and whether it is a key frame; None where packets tell."""
+        if self._table.exact and self._facts.codec not in SILENT_PACKETS and self._facts.format not in UNTIMED:
+            return None
         with opened(self.path) as (container, stream):
-            silent = stream.codec_context.codec.canonical_name in SILENT_PACKETS
-            if self._table.exact and not silent and container.format.name not in UNTIMED:
-                return None
-            stamps = [frame.pts for frame in frames_of(packets_of(container, stream), stream)]
-            times = [pts for pts in stamps if pts is not None]
-            if stamps == sorted(set(times)):
-                return [pts * float(stream.time_base or 0) for pts in times]
-            step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-            return [place * step for place in range(len(stamps))]
+            found = [(frame.pts, frame.key_frame) for frame in frames_of(packets_of(container, stream), stream)]
+            times, keys = [pts for pts, _ in found if pts is not None], [key for _, key in found]
+            step = 1 / (self._facts.rate or 25)
+            seconds = [place * step for place in range(len(found))]
+            if len(times) == len(found) and times == sorted(set(times)):
+                seconds = [pts * float(stream.time_base or 0) for pts in times]
+            return list(zip(seconds, keys, strict=True))
 
     @cached_property
     def _table(self) -> Table:
@@ -147,7 +173,7 @@ class Clip:
         with opened(self.path) as (container, stream):
             h264 = stream.codec_context.codec.canonical_name == "h264"
             extradata = stream.codec_context.extradata or b""
-            index = [entry.timestamp for entry in stream.index_entries] if indexed_count(container, stream) else []
+            index = [entry.timestamp for entry in stream.index_entries] if self._facts.indexed else []
             packets = [
                 Packet(
                     pts=packet.pts,

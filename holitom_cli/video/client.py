@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from holitom_cli.errors import UsageError, VideoError
-from holitom_cli.types import Frames, VideoInfo
+from holitom_cli.errors import VideoError
+from holitom_cli.types import Frames, Sampling, VideoInfo
 from holitom_cli.video.files import readable_file, shown
-from holitom_cli.video.routing import CODECS, DECORD_REASON
-from holitom_cli.video.sampling import spacing_warning, uniform_indices
+from holitom_cli.video.routing import AV_REASON
+from holitom_cli.video.sampling import spacing_warning
 from holitom_cli.video.worker_link import (
     Message,
     RefusedError,
@@ -20,16 +21,24 @@ from holitom_cli.video.worker_link import (
     WorkerError,
     WorkerStoppedError,
     WorkerTimeoutError,
+    lent,
 )
 
 if TYPE_CHECKING:
-    from holitom_cli.types import IntArray
+    import mmap
+
+    from holitom_cli.types import ByteArray, IntArray
+
+    Shrink = Callable[[ByteArray], ByteArray]
 
 Decoder = Literal["auto", "decord", "av"]
 
 PROBE_SECONDS = 30.0
 SLOWEST_DISK_BYTES_PER_SECOND = 20e6  # some containers must be read whole before their frames are known
 DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is faster than that
+ARENA_BYTES = 256 * 1024**2  # of pictures at full size that wait for the parent
+FEWEST_CELLS = 4
+ROW_PADDING_BYTES = 128  # FFmpeg ends rows where its vector instructions like it
 MORE_TIME = "Allow more time (--decode-timeout), or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
@@ -39,36 +48,37 @@ def probe(path: str | Path, *, timeout_seconds: float | None = None) -> VideoInf
     Raises VideoError when there is no such stream, no frame of it can be decoded, or it takes too long.
     """
     file = readable_file(path)
-    with Worker() as worker:
+    with lent() as worker:
         return probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
 
 
 def read(
     path: str | Path,
-    num_frames: int = 32,
+    sampling: Sampling | int = Sampling(),  # noqa: B008  it is frozen
     *,
     timeout_seconds: float | None = None,
     decoder: Decoder = "auto",
-    accept: Callable[[VideoInfo], None] | None = None,
+    accept: Callable[[int], None] | None = None,
+    shrink: Shrink | None = None,
 ) -> Frames:
-    """Decode min(num_frames, frames in the clip) upright RGB frames, evenly spread.
+    """Decode upright RGB frames of a clip: those that `sampling` picks, or so many evenly spread ones.
 
     `timeout_seconds` bounds each stage and each decoder; by default it grows with the clip. `decoder` names the
-    only one to use; "auto" takes decord where it is exact and av elsewhere or when decord fails. Frames that cannot
-    be read are left out, counted and warned about. `accept` sees the probe's result and may raise before a frame is
-    decoded. Raises VideoError when none can be read, UsageError for num_frames < 1.
+    only one to use; "auto" takes av, and decord where it is exact when av fails. Frames that cannot be read are left
+    out, counted and warned about. `accept` sees how many frames there will be and may raise before one is decoded.
+    `shrink` makes of each picture (H, W, 3) what is kept of it, so that only few are in memory at full size. Raises
+    VideoError when none can be read, UsageError for a sampling that means none.
     """
-    if num_frames < 1:
-        raise UsageError(f"{num_frames} frames were asked for.", "Ask for at least 1.")
     started = time.perf_counter()
     file = readable_file(path)
-    with Worker() as worker:
+    with lent() as worker:
         info = probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
-        if accept is not None:
-            accept(info)
         probed_at = time.perf_counter()
         patience = DECODE_SECONDS + info.duration_seconds if timeout_seconds is None else timeout_seconds
-        task = Task(worker, info, num_frames, patience)
+        wish = Sampling(num_frames=sampling) if isinstance(sampling, int) else sampling
+        task = Task(worker, info, wish, patience, shrink)
+        if accept is not None:
+            accept(len(task.indices))
         shots, used, reason = task.run(decoder)
     decoded_at = time.perf_counter()
     kept = shots.filled.nonzero()[0]
@@ -81,7 +91,9 @@ def read(
         decoder=used,
         decoder_reason=reason,
         frames_missing=len(task.indices) - len(kept),
-        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), task.ends_early, spacing_warning(seconds)))),
+        sampling=wish,
+        moved_seconds=task.moved_seconds,
+        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), *task.notes, spacing_warning(seconds)))),
         timings_ms={"probe": (probed_at - started) * 1000, "decode": (decoded_at - probed_at) * 1000},
     )
 
@@ -97,7 +109,6 @@ def probed(worker: Worker, file: str, timeout_seconds: float) -> VideoInfo:
         answer = worker.ask({"op": "probe", "path": file}, time.monotonic() + timeout_seconds)
     except WorkerError as error:
         raise user_error(file, [("av", error)], timeout_seconds) from None
-    answer.pop("size")
     return VideoInfo(**answer)
 
 
@@ -119,27 +130,31 @@ def check_memory(needed_bytes: int, count: int) -> None:
 
 
 class Shots:
-    """The frames that have arrived so far, in an array made once."""
+    """The frames that have arrived so far, in an array that is made when the first one does."""
 
-    def __init__(self, info: VideoInfo, count: int) -> None:
+    def __init__(self, info: VideoInfo, count: int, shrink: Shrink | None) -> None:
         import numpy as np
 
-        check_memory(count * info.height * info.width * 3, count)
-        self.pixels = np.empty((count, info.height, info.width, 3), dtype=np.uint8)
         self.filled = np.zeros(count, dtype=bool)
+        self._shape = (info.height, info.width, 3)
         self._turns = -info.rotation // 90  # numpy turns counter-clockwise
+        self._shrink = shrink
 
-    def place(self, header: Message, payload: bytearray) -> None:
-        """Copy one picture into its slot, upright."""
+    def place(self, header: Message, memory: mmap.mmap, cell_bytes: int) -> None:
+        """Copy one picture from shared memory into its slot, upright and as small as is wanted."""
         import numpy as np
 
         height, width, stride = header["height"], header["width"], header["stride"]
-        rows = np.frombuffer(payload, np.uint8, height * stride).reshape(height, stride)
+        rows = np.frombuffer(memory, np.uint8, height * stride, header["cell"] * cell_bytes).reshape(height, stride)
         picture = rows[:, : width * 3].reshape(height, width, 3)
         upright = picture if header["upright"] else np.rot90(picture, self._turns)
-        if upright.shape != self.pixels.shape[1:]:
-            raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self.pixels.shape[1:]}")
-        self.pixels[header["slot"]] = upright
+        if upright.shape != self._shape:
+            raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self._shape}")
+        kept = self._shrink(upright) if self._shrink else upright
+        if not self.filled.any():
+            check_memory(len(self.filled) * kept.nbytes, len(self.filled))
+            self.pixels = np.empty((len(self.filled), *kept.shape), dtype=np.uint8)
+        self.pixels[header["slot"]] = kept
         self.filled[header["slot"]] = True
 
     def missing_warning(self, cut_off: bool) -> str | None:
@@ -154,18 +169,22 @@ class Shots:
 class Task:
     """Reading the sampled frames of one probed clip."""
 
-    def __init__(self, worker: Worker, info: VideoInfo, num_frames: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, worker: Worker, info: VideoInfo, sampling: Sampling, timeout_seconds: float, shrink: Shrink | None
+    ) -> None:
         import numpy as np
 
-        self.indices: IntArray = uniform_indices(info.frame_count, num_frames)
-        self._worker, self._info, self._timeout_seconds = worker, info, timeout_seconds
+        self._worker, self._info, self._timeout_seconds, self._shrink = worker, info, timeout_seconds, shrink
+        request = {"op": "plan", "path": info.path, "sampling": asdict(sampling)}
         try:
-            plan = worker.ask(self._request("plan"), time.monotonic() + timeout_seconds)
+            plan = worker.ask(request, time.monotonic() + timeout_seconds)
         except WorkerError as error:
             raise user_error(info.path, [("av", error)], timeout_seconds) from None
+        self.indices: IntArray = np.array(plan["indices"], dtype=np.int64)
         self.seconds = np.array(plan["seconds"], dtype=np.float64)
+        self.moved_seconds: float = plan["moved_seconds"]
         self.cut_off: bool = plan["cut_off"]
-        self.ends_early: str | None = plan["ends_early"]
+        self.notes: list[str | None] = [plan["ends_early"], *plan["notes"]]
         self._objection: str | None = plan["objection"]
 
     def run(self, decoder: Decoder) -> tuple[Shots, str, str]:
@@ -180,17 +199,16 @@ class Task:
                 raise user_error(self._info.path, [(name, error)], self._timeout_seconds) from None
             except WorkerError as error:
                 failures.append((name, error))
+                self._worker.kill()  # it may hang with all cores in use
         raise user_error(self._info.path, failures, self._timeout_seconds)
 
     def _choose(self, decoder: Decoder) -> tuple[list[str], str]:
         """Decoders to try in order, and why the first one."""
         if decoder != "auto":
             return [decoder], "asked for"
-        if self._objection:
-            return ["av"], self._objection
-        if importlib.util.find_spec("decord") is None:
-            return ["av"], "decord is not installed"
-        return ["decord", "av"], DECORD_REASON.format(codec=CODECS[self._info.codec])
+        if self._objection or importlib.util.find_spec("decord") is None:
+            return ["av"], AV_REASON
+        return ["av", "decord"], AV_REASON
 
     def _with_av(self) -> Shots:
         return self._collect(self._worker, "av")
@@ -206,21 +224,34 @@ class Task:
 
     def _collect(self, worker: Worker, op: str) -> Shots:
         deadline = time.monotonic() + self._timeout_seconds
-        shots = Shots(self._info, len(self.indices))
-        worker.send(self._request(op))
-        while "done" not in (reply := worker.receive(deadline))[0]:
-            shots.place(*reply)
+        shots = Shots(self._info, len(self.indices), self._shrink)
+        cells, cell_bytes = self._cells()
+        worker.arena.grow(cells * cell_bytes)
+        memory = worker.arena.view(cells * cell_bytes)
+        worker.send(
+            {
+                "op": op,
+                "path": self._info.path,
+                "indices": self.indices.tolist(),
+                "total": self._info.frame_count,
+                "cells": cells,
+                "cell_bytes": cell_bytes,
+            }
+        )
+        while "done" not in (reply := worker.receive(deadline)):
+            shots.place(reply, memory, cell_bytes)
+            worker.free(reply["cell"])
         if not shots.filled.any():
             raise WorkerError("could read no frame")
         return shots
 
-    def _request(self, op: str) -> Message:
-        return {
-            "op": op,
-            "path": self._info.path,
-            "indices": self.indices.tolist(),
-            "total": self._info.frame_count,
-        }
+    def _cells(self) -> tuple[int, int]:
+        """How many pictures the shared memory holds at a time, and the bytes of one."""
+        size = (self._info.width, self._info.height)
+        one = size[0] * size[1] * 3 + ROW_PADDING_BYTES * max(size)
+        cells = min(len(self.indices), max(FEWEST_CELLS, ARENA_BYTES // one))
+        check_memory(cells * one, cells)
+        return cells, one
 
 
 def user_error(file: str, failures: list[tuple[str, WorkerError]], timeout_seconds: float) -> VideoError:

@@ -18,7 +18,7 @@ CONTAINERS = {
 }  # elsewhere its seeks miss: MPEG-PS, MPEG-TS and AVI gave frames 12 to 48 away
 CODECS = {"h264": "H.264", "vp9": "VP9", "mpeg4": "MPEG-4"}
 PIXEL_FORMATS = {"yuv420p", "yuvj420p"}  # its older FFmpeg converts 10-bit pictures with other rounding
-DECORD_REASON = "first choice for {codec} in closed groups of frames"
+AV_REASON = "decodes stretches of the clip side by side"
 
 
 def objection_to_decord(container: str, codec: str, pixel_format: str, table: Table) -> str | None:

@@ -1,10 +1,11 @@
 """The child's end: reads requests, runs one decoder, writes replies. See worker_link.py for the protocol.
 
-One worker reads one clip. Nothing here imports torch, and av runs without numpy: every answer waits for start-up.
+Nothing here imports torch, and av runs without numpy: the first answer waits for start-up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -12,9 +13,12 @@ import re
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from holitom_cli.errors import VideoError
+from holitom_cli.types import Sampling
+from holitom_cli.video.arena import Arena
 
 if TYPE_CHECKING:
     from holitom_cli.video.av_reader import Clip
@@ -31,16 +35,18 @@ class Picture(NamedTuple):
     upright: bool  # rotation is already applied
 
 
-def main() -> None:
-    """Serve requests until stdin closes."""
+def main(arena: str) -> None:
+    """Serve requests until stdin closes; pictures go into the shared memory with this handle."""
     replies = take_stdout()
+    server = Server(arena)
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(requests,), daemon=True).start()
-    server = Server()
+    threading.Thread(target=listen, args=(requests, server.free), daemon=True).start()
+    with contextlib.suppress(ImportError):  # told when it is needed
+        import holitom_cli.video.av_reader  # noqa: F401  loads native libraries before the first request
     while True:
         try:
-            for header, payload in server.answer(requests.get()):
-                write(replies, header, payload)
+            for reply in server.answer(requests.get()):
+                write(replies, reply)
         except VideoError as error:
             write(replies, {"refused": error.message, "hint": error.hint})
         except Exception as error:  # the parent decides what a decoder's failure means
@@ -56,17 +62,20 @@ def take_stdout() -> BinaryIO:
     return replies
 
 
-def listen(requests: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Pass requests on, and end this process when the parent is gone, even while a native call hangs."""
+def listen(requests: queue.SimpleQueue[dict[str, Any]], free: queue.SimpleQueue[int]) -> None:
+    """Pass messages on, and end this process when the parent is gone, even while a native call hangs."""
     for line in sys.stdin.buffer:
-        requests.put(json.loads(line))
+        message = json.loads(line)
+        if "free" in message:
+            free.put(message["free"])
+        else:
+            requests.put(message)
     os._exit(0)
 
 
-def write(replies: BinaryIO, header: dict[str, Any], payload: Any = b"") -> None:
-    """Send one reply: its header line and the bytes-like payload."""
-    rest = memoryview(payload).cast("B")
-    replies.write(json.dumps({**header, "size": len(rest)}).encode() + b"\n")
+def write(replies: BinaryIO, reply: dict[str, Any]) -> None:
+    """Send one reply."""
+    rest = json.dumps(reply).encode() + b"\n"
     while rest:  # a raw pipe may take less than it is offered
         rest = rest[replies.write(rest) :]
 
@@ -77,38 +86,60 @@ def first_line(error: Exception) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
 
 
+def sampling_of(fields: dict[str, Any]) -> Sampling:
+    """A Sampling that was sent as JSON, which knows no tuples."""
+    return Sampling(**{**fields, "at_seconds": tuple(fields["at_seconds"])})
+
+
 class Server:
-    """Answers the requests about one clip."""
+    """Answers requests about clips, one clip after another."""
 
-    def __init__(self) -> None:
-        self._clip: Clip | None = None  # keeps its packet table between requests
+    def __init__(self, arena: str) -> None:
+        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()  # cells that may be written to
+        self._arena = Arena(arena)
+        self._clip: Clip | None = None  # the last one, which knows its packets
+        self._identity: object = None
 
-    def answer(self, request: dict[str, Any]) -> Iterable[tuple[dict[str, Any], Any]]:
-        """Replies to one request, as (header, payload)."""
+    def answer(self, request: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        """Replies to one request."""
         if request["op"] == "decord":
             from holitom_cli.video import decord_reader
 
-            yield from self._frames(decord_reader.read(request["path"], request["indices"], request["total"]))
+            yield from self._frames(request, decord_reader.read(request["path"], request["indices"], request["total"]))
             return
         clip = self._open(request["path"])
         match request["op"]:
             case "probe":
-                yield clip.probe(), b""
+                yield clip.probe()
             case "plan":
-                yield clip.plan(request["indices"]), b""
+                yield clip.plan(sampling_of(request["sampling"]))
             case "av":
-                yield from self._frames(clip.read(request["indices"]))
+                yield from self._frames(request, clip.read(request["indices"]))
 
     def _open(self, path: str) -> Clip:
+        """What is known of the clip, as long as its file stays the same."""
         from holitom_cli.video.av_reader import Clip
 
-        if self._clip is None:
-            self._clip = Clip(path)
+        status = Path(path).stat()
+        identity = (path, status.st_size, status.st_mtime_ns, status.st_ino)
+        if self._clip is None or self._identity != identity:
+            self._clip, self._identity = Clip(path), identity
         return self._clip
 
-    @staticmethod
-    def _frames(pictures: Iterable[Picture]) -> Iterable[tuple[dict[str, Any], Any]]:
+    def _frames(self, request: dict[str, Any], pictures: Iterable[Picture]) -> Iterable[dict[str, Any]]:
+        """Write each picture to a free cell and say so."""
+        cells, size = request["cells"], request["cell_bytes"]
+        memory = self._arena.view(cells * size)
+        while not self.free.empty():  # of a job that was not finished
+            self.free.get()
+        for cell in range(cells):
+            self.free.put(cell)
         for picture in pictures:
             header = picture._asdict()
-            yield header, header.pop("rgb")
-        yield {"done": True}, b""
+            rgb = memoryview(header.pop("rgb")).cast("B")
+            if len(rgb) > size:
+                raise ValueError(f"a picture of {picture.width}x{picture.height} is larger than the others")
+            cell = self.free.get()
+            memory[cell * size : cell * size + len(rgb)] = rgb
+            yield {**header, "cell": cell}
+        yield {"done": True}

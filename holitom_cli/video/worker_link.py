@@ -4,12 +4,14 @@ Native decoders crash, and some of their calls never return and cannot be interr
 375), so none of them runs in the caller's process. `multiprocessing` is not used: its spawn runs the caller's main
 module again.
 
-Protocol: requests are JSON lines on the child's stdin. Replies are JSON lines on its stdout, each followed by as
-many raw bytes as its "size" says.
+Protocol: requests are JSON lines on the child's stdin, replies are JSON lines on its stdout. A request has one reply,
+or several with a picture each and one that says "done". Pictures lie in shared memory, divided into cells of equal
+size; the child fills free cells and the parent frees them again.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import queue
@@ -18,21 +20,24 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Self
+
+from holitom_cli.video.arena import Arena
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
-    "from holitom_cli.video.worker import main; main()"
+    "from holitom_cli.video.worker import main; main(sys.argv[1])"
 )
 CHILD_OPTIONS = ["-P", "-S"]  # sys.path is handed over: no folder of clips may slip modules in, no need for site
 POLL_SECONDS = 0.1  # on Windows a wait for a queue cannot be interrupted by Ctrl-C, so no wait is long
 REAP_SECONDS = 1.0  # a killed process that the kernel holds in a disk wait is left to be reaped later
-QUEUED_REPLIES = 2  # decoding runs this far ahead of copying
+MOST_JOBS = 100  # then a worker is replaced, so that what a native library leaks stays small
 
 Message = dict[str, Any]
-Reply = tuple[Message, bytearray]
 
 _live: set[Worker] = set()
+_idle: list[Worker] = []
 
 
 class WorkerError(Exception):
@@ -62,26 +67,68 @@ def stop_workers() -> None:
         worker.kill()
 
 
+def warm_up() -> None:
+    """Start a worker for the first clip, so that its start-up overlaps with other work."""
+    if not _idle:
+        _idle.append(Worker())
+
+
+@contextlib.contextmanager
+def lent() -> Iterator[Worker]:
+    """A worker that is kept for the next clip if it has finished all that it was asked; else it is ended."""
+    worker = _take() or Worker()
+    try:
+        yield worker
+    finally:
+        if worker.in_step and worker.jobs < MOST_JOBS:
+            worker.arena.empty()
+            _idle.append(worker)
+        else:
+            worker.close()
+
+
+def _take() -> Worker | None:
+    """An idle worker that is still there."""
+    with contextlib.suppress(IndexError):
+        while True:
+            worker = _idle.pop()
+            if worker.in_step and not worker.ended:
+                return worker
+            worker.close()
+    return None
+
+
+@atexit.register
+def close_idle() -> None:
+    """End the workers that wait for a clip."""
+    while _idle:
+        _idle.pop().close()
+
+
 class Worker:
     """One child process. Use as a context manager: on leaving, however, it is killed and reaped."""
 
     def __init__(self) -> None:
         self.stopped = False
-        self._replies: queue.Queue[Reply | None] = queue.Queue(QUEUED_REPLIES)
+        self.in_step = True  # every request has been answered in full
+        self.jobs = 0
+        self.arena = Arena()
+        self._replies: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._complaints: deque[str] = deque(maxlen=20)
         self._process = subprocess.Popen(
-            [sys.executable, *CHILD_OPTIONS, "-c", BOOTSTRAP],
+            [sys.executable, *CHILD_OPTIONS, "-c", BOOTSTRAP, self.arena.handle],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # the terminal's Ctrl-C is for the parent, which kills the child
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            **self.arena.inherited,
         )
         _live.add(self)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._pump, self._listen)]
         for thread in self._threads:
             thread.start()
-        self.send(sys.path)
+        self._write(sys.path)
 
     def __enter__(self) -> Self:
         return self
@@ -89,14 +136,21 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, request: Message | list[str]) -> None:
-        """Queue a request. A dead child is reported by the receive that follows."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
-    def receive(self, deadline: float) -> Reply:
+    def send(self, request: Message) -> None:
+        """Queue a request. A dead child is reported by the receive that follows."""
+        self.in_step = False
+        self.jobs += 1
+        self._write(request)
+
+    def free(self, cell: int) -> None:
+        """Let the child overwrite a cell of the arena."""
+        self._write({"free": cell})
+
+    def receive(self, deadline: float) -> Message:
         """The next reply; WorkerError when the child refuses, dies or is late by time.monotonic()."""
         while True:
             remaining = deadline - time.monotonic()
@@ -109,16 +163,17 @@ class Worker:
             raise WorkerStoppedError("was stopped")
         if reply is None:
             raise WorkerError(f"ended unexpectedly ({self._last_words()})")
-        if "refused" in reply[0]:
-            raise RefusedError(reply[0]["refused"], reply[0]["hint"])
-        if "failed" in reply[0]:
-            raise WorkerError(f"failed ({reply[0]['failed']})")
+        if "failed" in reply:
+            raise WorkerError(f"failed ({reply['failed']})")
+        self.in_step = "cell" not in reply
+        if "refused" in reply:
+            raise RefusedError(reply["refused"], reply["hint"])
         return reply
 
     def ask(self, request: Message, deadline: float) -> Message:
-        """Send a request that has one reply without payload."""
+        """Send a request that has one reply."""
         self.send(request)
-        return self.receive(deadline)[0]
+        return self.receive(deadline)
 
     def complaints(self) -> list[str]:
         """End the child and return the last lines that it wrote to stderr."""
@@ -126,6 +181,8 @@ class Worker:
         return list(self._complaints)
 
     def kill(self) -> None:
+        """End the child without waiting for it; it will not be lent again."""
+        self.in_step = False
         with contextlib.suppress(OSError):
             self._process.kill()
 
@@ -134,24 +191,28 @@ class Worker:
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(REAP_SECONDS)
-        while any(thread.is_alive() for thread in self._threads) and self._process.poll() is not None:
-            with contextlib.suppress(queue.Empty):  # a pump that waits for room in the queue must get on
-                self._replies.get(timeout=0.005)
+        if self._process.poll() is not None:
+            for thread in self._threads:
+                thread.join()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None and self._process.poll() is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        _live.discard(self)
+        if self in _live:
+            _live.discard(self)
+            self.arena.close()
+
+    def _write(self, message: Message | list[str]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
 
     def _pump(self) -> None:
         assert self._process.stdout is not None
         with contextlib.suppress(ValueError):  # half a line: the child died while writing
-            while line := self._process.stdout.readline():
-                message: Message = json.loads(line)
-                payload = bytearray(message.get("size", 0))
-                if self._process.stdout.readinto(payload) < len(payload):  # type: ignore[attr-defined]
-                    break
-                self._replies.put((message, payload))
+            for line in self._process.stdout:
+                self._replies.put(json.loads(line))
         self._replies.put(None)
 
     def _listen(self) -> None:

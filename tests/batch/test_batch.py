@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from holitom_cli.batch import manifest
+from holitom_cli.cli import rows as row_room
 from holitom_cli.errors import BatchError, UsageError
 from tests.program import FAST, PROGRAM, SCHEMA, Done, Invoke, environment, installed
 
@@ -185,16 +186,24 @@ def test_a_full_disk(invoke: Invoke, demo_clip: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are others there")
-def test_a_disk_that_fills_up_keeps_whole_rows(batch: Any, tmp_path: Path, demo_clip: Path) -> None:
-    """Files of this process may grow to 4 KiB for a while: room for one row, not for two."""
+def test_a_disk_that_fills_up_keeps_whole_rows(
+    batch: Any, tmp_path: Path, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a row is written, files of this process may grow to 4 KiB: room for one row, not for two."""
     import resource
 
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
+    limits, append = resource.getrlimit(resource.RLIMIT_FSIZE), row_room._append
+
+    def cramped(*arguments: Any, **options: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            append(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(row_room, "_append", cramped)
         done = batch(demo_clip)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.code == 1
     assert "rows.jsonl cannot be written: File too large." in done.err
     assert len(rows_of(tmp_path / "rows.jsonl")) == 1  # and nothing torn

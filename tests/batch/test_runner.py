@@ -15,7 +15,7 @@ from holitom_cli import load_model, methods, pipeline, video
 from holitom_cli.batch.runner import Item, Plan, run
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
 from holitom_cli.model import Model
-from holitom_cli.types import Answer, Generation, VideoInfo
+from holitom_cli.types import Answer, Generation, Sampling
 from tests.make_random_checkpoint import RANDOM
 
 
@@ -26,7 +26,7 @@ def model() -> Model:
 
 def plan(method: str = "holitom", num_frames: int = 2, questions: int = 1) -> Plan:
     asked = [f"What is number {number}?" for number in range(questions)]
-    return Plan(asked, methods.get(method), Generation(max_new_tokens=2), num_frames)
+    return Plan(asked, methods.get(method), Generation(max_new_tokens=2), Sampling(num_frames))
 
 
 def items(model: Model, clips: list[Path], plan: Plan) -> list[Item]:
@@ -66,13 +66,13 @@ def test_a_failed_question_keeps_nothing_alive(model: Model, demo_clip: Path, mo
 def test_too_many_frames_are_refused_before_they_are_decoded(
     model: Model, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[VideoInfo] = []
+    decoded: list[int] = []
     read = video.read
 
     def reading(*arguments: Any, accept: Any, **options: Any) -> Any:
-        def refuse(info: VideoInfo) -> None:
-            accept(info)
-            decoded.append(info)
+        def refuse(count: int) -> None:
+            accept(count)
+            decoded.append(count)
 
         return read(*arguments, accept=refuse, **options)
 
@@ -83,7 +83,7 @@ def test_too_many_frames_are_refused_before_they_are_decoded(
     assert decoded == []
     (row,) = items(model, [demo_clip], plan("full", 2))  # control: a few frames are decoded
     assert isinstance(row.outcome, Answer)
-    assert len(decoded) == 1
+    assert decoded == [2]
 
 
 def test_what_is_answered_is_not_asked_again(model: Model, demo_clip: Path) -> None:

@@ -90,7 +90,7 @@ MOMENTS: dict[str, tuple[list[str], Callable[[Running], object]]] = {
     "start": (LONG, lambda running: time.monotonic() > running.began + 0.1),
     "imports": (LONG, lambda running: time.monotonic() > running.began + 0.6),
     "loading": (LONG, lambda running: "Loading " in running.heard[1]),
-    "decoding": (LONG, lambda running: "Reading up to" in running.heard[1] and running.children()),
+    "decoding": (LONG, lambda running: "Reading frames" in running.heard[1] and running.children()),
     "watching": (LONG, lambda running: "Watching" in running.heard[1]),
     "prefill": (LONG, lambda running: "Answering" in running.heard[1]),
     "answering": (LONG_ANSWER, lambda running: running.heard[0]),

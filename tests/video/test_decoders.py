@@ -11,9 +11,11 @@ import av
 import numpy as np
 import pytest
 
+from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames
 from holitom_cli.video import client, probe, read
 from holitom_cli.video.packets import Packet, Table
+from holitom_cli.video.worker_link import WorkerError
 from tests import clips
 
 needs_decord = pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this platform")
@@ -25,16 +27,16 @@ X264_REFRESH = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}
 X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=4"}
 VP9 = {"cpu-used": "8", "deadline": "realtime"}
 
-# file name -> how to make it, and the decoder that must be chosen for it
+# file name -> how to make it, and the decoders that may read it
 RECIPES: dict[str, tuple[dict[str, Any], str]] = {
-    "h264.mp4": ({}, "decord"),
-    "h264.mkv": ({}, "decord"),
-    "h264_every_frame_a_key.mp4": ({"group": 1}, "decord"),
-    "h264_fragments.mp4": ({"container_options": {"movflags": "frag_keyframe+empty_moov"}}, "decord"),
-    "h264_narrow.mp4": ({"size": (102, 130)}, "decord"),
-    "vp9.webm": ({"codec": "libvpx-vp9", "options": VP9}, "decord"),
-    "vp9_odd_size.webm": ({"codec": "libvpx-vp9", "options": VP9, "size": (101, 67)}, "decord"),
-    "mpeg4.mp4": ({"codec": "mpeg4"}, "decord"),
+    "h264.mp4": ({}, "both"),
+    "h264.mkv": ({}, "both"),
+    "h264_every_frame_a_key.mp4": ({"group": 1}, "both"),
+    "h264_fragments.mp4": ({"container_options": {"movflags": "frag_keyframe+empty_moov"}}, "both"),
+    "h264_narrow.mp4": ({"size": (102, 130)}, "both"),
+    "vp9.webm": ({"codec": "libvpx-vp9", "options": VP9}, "both"),
+    "vp9_odd_size.webm": ({"codec": "libvpx-vp9", "options": VP9, "size": (101, 67)}, "both"),
+    "mpeg4.mp4": ({"codec": "mpeg4"}, "both"),
     "mpeg4_b_frames.mp4": ({"codec": "mpeg4", "options": {"bf": "2"}}, "av"),
     "h264_open.mp4": ({"options": X264_OPEN}, "av"),
     "h264_open.mkv": ({"options": X264_OPEN}, "av"),
@@ -48,7 +50,7 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     "vp8.webm": ({"codec": "libvpx", "options": VP9}, "av"),
     "av1.mp4": ({"codec": "libsvtav1", "options": {"preset": "9", "crf": "20"}}, "av"),
 }
-EXACT_DECORD = [name for name, (_, decoder) in RECIPES.items() if decoder == "decord"]
+EXACT_DECORD = [name for name, (_, decoder) in RECIPES.items() if decoder == "both"]
 # What routing keeps decord away from, because it hands out other frames there without a word.
 WRONG_DECORD = ["hevc_open.mp4", "h264_open.mp4", "h264_refresh.mp4", "mpeg4_b_frames.mp4", "h264.avi", "mpeg2.mpg"]
 
@@ -103,17 +105,23 @@ def test_decord_is_wrong_where_it_is_not_allowed(made: Maker, name: str) -> None
 
 @needs_decord
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_right_decoder_is_chosen(made: Maker, name: str) -> None:
-    frames = read(made(name), 17)
-    assert frames.decoder == RECIPES[name][1]
-    assert ("decord" in frames.decoder_reason) == (frames.decoder == "av")
-    assert misread(frames, 17) == []
+def test_decord_is_tried_only_where_it_is_exact(made: Maker, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fail(_: object) -> None:
+        raise WorkerError("is broken")
+
+    monkeypatch.setattr(client.Task, "_with_av", fail)
+    if RECIPES[name][1] == "both":
+        frames = read(made(name), 17)
+        assert (frames.decoder, frames.decoder_reason) == ("decord", "av is broken")
+        assert misread(frames, 17) == []
+        return
+    with pytest.raises(VideoError, match="could not be read: av is broken"):
+        read(made(name), 17)
 
 
-def test_without_decord_av_reads(made: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+def test_av_reads_first(made: Maker) -> None:
     frames = read(made("h264.mp4"), 5)
-    assert (frames.decoder, frames.decoder_reason) == ("av", "decord is not installed")
+    assert (frames.decoder, frames.decoder_reason) == ("av", "decodes stretches of the clip side by side")
     assert clips.numbers_in(frames.pixels) == [0, 14, 29, 44, 59]
 
 
@@ -203,7 +211,7 @@ def test_a_stream_that_starts_again_in_another_size(tmp_path: Path) -> None:
 
 def test_wide_gaps_are_warned_about(tmp_path: Path) -> None:
     path = clips.make(tmp_path / "slow.mkv", 3, ticks=[0, 4000, 22_800])
-    assert read(path).warnings == ("Frames are 18.8 s apart, so short events may be missed; raise --num-frames.",)
+    assert read(path, 3).warnings == ("Frames are 18.8 s apart, so short events may be missed; raise --num-frames.",)
 
 
 def test_times_near_a_cut_are_not_trusted() -> None:
