@@ -61,6 +61,7 @@ def make(
     container_options: dict[str, str] | None = None,
     paint: Callable[[int], Picture] | None = None,
     tags: dict[str, int] | None = None,
+    threads: int = 1,
 ) -> Path:
     """Encode `frames` numbered pictures; `ticks` gives each one's presentation time in milliseconds."""
     width, height = size
@@ -71,7 +72,7 @@ def make(
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = width, height, pix_fmt
-        context.gop_size, context.thread_count, context.time_base = group, 1, base
+        context.gop_size, context.thread_count, context.time_base = group, threads, base
         for tag, value in (tags or {}).items():
             setattr(context, tag, value)
         if rotation:

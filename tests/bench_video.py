@@ -1,0 +1,138 @@
+"""How long reading 32 uniform frames takes, side by side with decord's get_batch: python -m tests.bench_video.
+
+Clips are H.264, 1280x720, 30 frames a second, a key frame every 250, of moving texture with noise. Both readers take
+turns in one run; "worker started" has the start of a worker process in it, as the first clip of a program has. Every
+frame is compared with the one that decoding the whole file brings. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from holitom_cli.video import read, worker_link
+from holitom_cli.video.plan import cores
+from tests import clips
+
+WIDTH, HEIGHT, RATE, GROUP = 1280, 720, 30, 250
+FRAMES = 32
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def texture() -> Callable[[int], Pixels]:
+    """Paints frames: a texture that moves sideways under fresh noise, and a square that moves across it."""
+    random = np.random.default_rng(0)
+    coarse = np.kron(random.integers(60, 180, (HEIGHT // 8, WIDTH // 8, 3)), np.ones((8, 8, 1)))
+    noise = [random.integers(-6, 7, (HEIGHT, WIDTH, 1)) for _ in range(8)]
+
+    def paint(number: int) -> Pixels:
+        picture = (np.roll(coarse, 2 * number % WIDTH, axis=1) + noise[number % 8]).astype(np.uint8)
+        top, left = 3 * number % (HEIGHT - 200), 7 * number % (WIDTH - 200)
+        picture[top : top + 200, left : left + 200] = (5 * number % 256, number % 256, 128)
+        return picture
+
+    return paint
+
+
+def clip(folder: Path, seconds: int, preset: str) -> Path:
+    """The clip of this length; made where it is not there yet."""
+    path = folder / f"{seconds}s-{preset}.mp4"
+    if not path.exists():
+        options = {"preset": preset, "x264-params": f"keyint={GROUP}:min-keyint={GROUP}:scenecut=0"}
+        whole = folder / f"new-{path.name}"
+        clips.make(
+            whole,
+            seconds * RATE,
+            options=options,
+            group=GROUP,
+            size=(WIDTH, HEIGHT),
+            rate=RATE,
+            paint=texture(),
+            threads=0,
+        )
+        whole.rename(path)
+    return path
+
+
+def from_decord(path: Path) -> Pixels:
+    import decord
+
+    reader = decord.VideoReader(str(path))
+    pixels: Pixels = reader.get_batch(np.linspace(0, len(reader) - 1, FRAMES, dtype=int)).asnumpy()
+    return pixels
+
+
+def from_everything(path: Path) -> Pixels:
+    """The same frames from decoding the whole file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        wanted = set(np.linspace(0, stream.frames - 1, FRAMES, dtype=int).tolist())
+        return np.stack(
+            [
+                frame.to_ndarray(format="rgb24")
+                for place, frame in enumerate(container.decode(video=0))
+                if place in wanted
+            ]
+        )
+
+
+def first_clip(path: Path) -> Pixels:
+    worker_link.close_idle()
+    return read(path, FRAMES).pixels
+
+
+def seconds_of(function: Callable[[Path], Pixels], path: Path, truth: Pixels) -> float:
+    began = time.perf_counter()
+    pixels = function(path)
+    taken = time.perf_counter() - began
+    if not np.array_equal(pixels, truth):
+        raise SystemExit(f"{function.__name__} differs from full decoding in {path.name}")
+    return taken
+
+
+def measure(path: Path, repeats: int) -> dict[str, float]:
+    """Median seconds of each reader; they take turns, so that what else runs here hits all alike."""
+    readers = {"worker started": first_clip, "worker there": lambda path: read(path, FRAMES).pixels}
+    if find_spec("decord"):
+        readers["decord"] = from_decord
+    truth = from_everything(path)
+    taken: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(repeats):
+        for name, function in readers.items():
+            taken[name].append(seconds_of(function, path, truth))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep the clips here (default: a temporary folder)")
+    parser.add_argument("--lengths", default="300,20", help="seconds of each clip (default: %(default)s)")
+    parser.add_argument("--preset", default="veryfast", help="of x264 (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        paths = {int(length): clip(folder, int(length), options.preset) for length in options.lengths.split(",")}
+        results = {length: measure(path, options.repeats) for length, path in paths.items()}
+    print(f"Seconds for {FRAMES} uniform frames of {WIDTH}x{HEIGHT} H.264, a key frame every {GROUP}; {cores()} cores")
+    for length, times in results.items():
+        for name, taken in times.items():
+            ratio = f"{times['decord'] / taken:5.2f} times as fast as decord" if "decord" in times else ""
+            print(f"  {length:5} s clip  {name:15} {taken:7.3f} s  {ratio}")
+    print("Every frame is the one that full decoding brings.")
+    print(json.dumps({"cores": cores(), "frames": FRAMES, "preset": options.preset, "seconds": results}))
+
+
+if __name__ == "__main__":
+    main()
