@@ -27,7 +27,9 @@ from holitom_cli.video.worker import Picture
 SILENT_PACKETS = {"vp8"}  # its packets may show nothing (alternate reference frames): count by decoding
 EARLY_END_SECONDS = 1.0  # the last frame is shown for a while, and clocks are rounded
 EARLIER_START_SECONDS = 2.0
-UNTIMED = {"avi"}  # stores no presentation times, and FFmpeg's guesses are out of order with B-frames: likewise
+# Containers whose packets tell when each frame is shown. Others store no such times or not for all frames (AVI, MXF,
+# MPEG program streams), and FFmpeg's guesses name other frames with B-frames or after a seek: count by decoding.
+TIMED = {"mov", "matroska", "mpegts", "flv", "gif"}
 
 
 class Facts(NamedTuple):
@@ -156,7 +158,8 @@ class Clip:
     @cached_property
     def _counted(self) -> list[tuple[float, bool]] | None:
         """Seconds of every frame that decoding brings, and whether it is a key frame; None where packets tell."""
-        if self._table.exact and self._facts.codec not in SILENT_PACKETS and self._facts.format not in UNTIMED:
+        timed = self._facts.format.split(",", maxsplit=1)[0] in TIMED
+        if timed and self._table.exact and self._facts.codec not in SILENT_PACKETS:
             return None
         with opened(self.path) as (container, stream):
             found = [(frame.pts, frame.key_frame) for frame in frames_of(packets_of(container, stream), stream)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -15,18 +16,31 @@ from av.video.stream import VideoStream
 from holitom_cli.errors import VideoError
 from holitom_cli.video.files import shown
 
-NOT_VIDEOS = {"image2", "tty"}  # demuxers that make a "video" of a picture or a text
+# FFmpeg's demuxers that read nothing but the file they are given. Others (hls, dash, concat, image2, sdp, ...) open
+# what a file names. The second line is there to say what a file is instead of a video.
+FORMATS = (
+    "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,gif,mxf,nut,rm,ivf,dv,wtv,h264,hevc,av1,obu,m4v,mjpeg,vc1,apng,"
+    "yuv4mpegpipe,wav,mp3,flac,aac,png_pipe,jpeg_pipe,webp_pipe,webp,bmp_pipe,tiff_pipe"
+)
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<SmoothStreamingMedia", b"[playlist]")
+HEAD_BYTES = 1024
 
 
 @contextmanager
 def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its first stream of moving pictures; raises VideoError when there is none.
 
-    "file:" and the whitelist keep a path from ever being taken for, or leading to, a network address.
+    "file:" and the whitelists keep a path from ever being taken for, or leading to, a network address or another file.
     """
+    only = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(f"file:{path}", container_options=only, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
+        if is_playlist(path):
+            raise VideoError(
+                f"{shown(path)} is a playlist: it points at other files, and those are not read.",
+                "Give the video file itself.",
+            ) from error
         raise VideoError(
             f"{shown(path)} is not a video that can be read.",
             "It may be cut off, damaged or another kind of file: try to play it or copy it again.",
@@ -38,7 +52,7 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 def moving_pictures(path: str, container: InputContainer) -> VideoStream:
     """The first video stream that is no cover picture."""
     kind = container.format.name
-    if kind in NOT_VIDEOS or kind.endswith("_pipe"):
+    if kind.endswith("_pipe"):
         what = f"is not a video but a {kind.removesuffix('_pipe')} file"
         raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
     for stream in container.streams.video:
@@ -51,6 +65,14 @@ def moving_pictures(path: str, container: InputContainer) -> VideoStream:
             return stream
     what = "has sound but no moving pictures" if container.streams.audio else "holds no video"
     raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
+
+
+def is_playlist(path: str) -> bool:
+    """Whether a file that cannot be opened is a list of other files, as far as its beginning tells."""
+    with suppress(OSError), Path(path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        return any(mark in head for mark in PLAYLISTS)
+    return False
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:

@@ -38,15 +38,16 @@ def stretches(table: Table, wanted: Iterable[int], early: int | None = 0) -> lis
     for pts in sorted(wanted):
         groups.setdefault(None if early is None else table.start_for(pts, early), []).append(pts)
     found = [
-        Stretch(
-            start,
-            0 if start is None else table.position[start],
-            min(max(table.position[pts] for pts in group) + 1, len(table.packets) - 1),
-            tuple(group),
-        )
+        Stretch(start, 0 if start is None else table.position[start], _last(table, group), tuple(group))
         for start, group in groups.items()
     ]
     return sorted(found, key=lambda stretch: -stretch.packets)
+
+
+def _last(table: Table, group: list[int]) -> int:
+    last = max(table.position[pts] for pts in group)
+    more = last + 1 < len(table.packets) and not table.packets[last + 1].key
+    return last + 1 if more else last
 
 
 def cores() -> int:

@@ -12,7 +12,7 @@ import pytest
 from av.stream import Disposition
 
 from holitom_cli.errors import UsageError, VideoError
-from holitom_cli.video import probe, read
+from holitom_cli.video import client, probe, read
 from tests import clips
 
 
@@ -136,6 +136,44 @@ def test_names_are_only_names(clip: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["http://127.0.0.1:9/x.mp4", "pipe:0", "concat:a.mp4|b.mp4"])
 def test_addresses_are_looked_for_as_files(name: str) -> None:
     assert "There is no file" in refusal(name)
+
+
+# --- files that point at other files -----------------------------------------------------------
+
+HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\n{}\n#EXT-X-ENDLIST\n"
+DASH = """<?xml version="1.0"?>
+<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">
+<Period><AdaptationSet><Representation id="0" mimeType="video/mp4" bandwidth="1"><BaseURL>{}</BaseURL></Representation>
+</AdaptationSet></Period></MPD>"""
+
+
+@pytest.mark.parametrize("decoder", ["auto", "av", "decord"])
+@pytest.mark.parametrize("content", [HLS, "ffconcat version 1.0\nfile '{}'\n", DASH])
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.mkv"])
+def test_playlists_are_not_followed(tmp_path: Path, name: str, content: str, decoder: client.Decoder) -> None:
+    secret, inside = clips.make(tmp_path / "secret.ts", 30), tmp_path / "inside"
+    inside.mkdir()
+    (inside / name).write_text(content.format(secret))
+    with pytest.raises(VideoError) as caught:
+        read(inside / name, 3, decoder=decoder)
+    assert caught.value.message == f"{name} is a playlist: it points at other files, and those are not read."
+
+
+def test_control_a_decoder_would_follow_a_playlist(tmp_path: Path) -> None:
+    """What is refused is not refused for being broken: without our list of formats, av reads the other file."""
+    secret, inside = clips.make(tmp_path / "secret.ts", 30), tmp_path / "inside"
+    inside.mkdir()
+    (inside / "list.m3u8").write_text(HLS.format(secret))
+    with av.open(f"file:{inside / 'list.m3u8'}") as container:
+        assert clips.number_in(next(container.decode(video=0)).to_ndarray(format="rgb24")) == 0
+
+
+def test_pictures_named_by_a_pattern_are_not_opened(tmp_path: Path) -> None:
+    for number in range(3):
+        clips.make(tmp_path / f"p{number}.png", 1, "png", pix_fmt="rgb24", container_options={"update": "1"})
+    assert refusal(tmp_path / "p%d.png") == "There is no file p%d.png."
+    (tmp_path / "p%d.png").write_bytes((tmp_path / "p1.png").read_bytes())
+    assert refusal(tmp_path / "p%d.png") == "p%d.png is not a video that can be read."
 
 
 def test_mp4_cut_before_its_index(tmp_path: Path) -> None:

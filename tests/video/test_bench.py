@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from holitom_cli import video
 from tests import bench_video
 
 
@@ -17,7 +18,7 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_frame_that_differs_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = bench_video.read
+    real = video.read
     monkeypatch.setattr(bench_video, "read", lambda path, count: real(path, count + 1))
     with pytest.raises(SystemExit, match="differs from full decoding"):
         bench_video.main(["--lengths", "2", "--repeats", "1", "--preset", "ultrafast"])

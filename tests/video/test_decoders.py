@@ -24,7 +24,13 @@ COUNT = 60
 ASKED = (COUNT, 17)
 X264_OPEN = {"x264-params": "open-gop=1:bframes=3:keyint=12:min-keyint=12:scenecut=0"}
 X264_REFRESH = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}
-X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=4"}
+
+
+def x265(more: str = "") -> dict[str, str]:
+    """Open groups of 12, unless it says otherwise."""
+    return {"x265-params": f"log-level=none:keyint=12:min-keyint=12:bframes=4:{more}".rstrip(":")}
+
+
 VP9 = {"cpu-used": "8", "deadline": "realtime"}
 
 # file name -> how to make it, and the decoders that may read it
@@ -45,9 +51,24 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     "h264.avi": ({}, "av"),
     "h264.ts": ({}, "av"),
     "h264.flv": ({}, "av"),
-    "hevc_open.mp4": ({"codec": "libx265", "options": X265}, "av"),
+    "hevc_open.mp4": ({"codec": "libx265", "options": x265()}, "av"),
     "mpeg2.mpg": ({"codec": "mpeg2video", "options": {"bf": "2"}}, "av"),
     "vp8.webm": ({"codec": "libvpx", "options": VP9}, "av"),
+    "h264_one_group.mp4": ({"group": 250}, "both"),
+    "h264_one_group.ts": ({"group": 250}, "av"),
+    "h264_interlaced.mp4": ({"options": {"x264-params": "interlaced=1:tff=1"}}, "both"),
+    "h264.mxf": ({}, "av"),
+    "hevc_closed.mp4": ({"codec": "libx265", "options": x265("open-gop=0")}, "av"),
+    "hevc_one_group.mkv": ({"codec": "libx265", "options": x265("keyint=250"), "group": 250}, "av"),
+    "hevc_layers.mp4": ({"codec": "libx265", "options": x265("temporal-layers=3:b-adapt=0")}, "av"),
+    "hevc_10bit.mp4": ({"codec": "libx265", "options": x265(), "pix_fmt": "yuv420p10le"}, "av"),
+    "vp9_alternate.webm": ({"codec": "libvpx-vp9", "options": {"cpu-used": "5", "lag-in-frames": "16"}}, "both"),
+    "mpeg1.mpg": ({"codec": "mpeg1video"}, "av"),
+    "mpeg2.ts": ({"codec": "mpeg2video", "options": {"bf": "2"}}, "av"),
+    "mjpeg.mov": ({"codec": "mjpeg", "pix_fmt": "yuvj420p"}, "av"),
+    "prores.mov": ({"codec": "prores_ks", "pix_fmt": "yuv422p10le"}, "av"),
+    "animated.gif": ({"codec": "gif", "pix_fmt": "rgb8"}, "av"),
+    "av1.mkv": ({"codec": "libsvtav1", "options": {"preset": "9", "crf": "20"}}, "av"),
     "av1.mp4": ({"codec": "libsvtav1", "options": {"preset": "9", "crf": "20"}}, "av"),
 }
 EXACT_DECORD = [name for name, (_, decoder) in RECIPES.items() if decoder == "both"]
