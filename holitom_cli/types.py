@@ -52,6 +52,7 @@ class VideoInfo:
     frame_count: int
     frames_per_second: float
     size_bytes: int
+    mirrored: bool = False  # the stored picture has to be flipped left to right before it is turned
 
 
 DEFAULT_FRAMES = 32

@@ -58,6 +58,7 @@ def make(
     ticks: Sequence[int] | None = None,
     rate: int = 25,
     rotation: int = 0,
+    mirrored: bool = False,
     container_options: dict[str, str] | None = None,
     paint: Callable[[int], Picture] | None = None,
     tags: dict[str, int] | None = None,
@@ -75,8 +76,8 @@ def make(
         context.gop_size, context.thread_count, context.time_base = group, threads, base
         for tag, value in (tags or {}).items():
             setattr(context, tag, value)
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or mirrored:
+            stream.set_display_rotation(rotation, **({"hflip": True} if mirrored else {}))
         for number in range(frames):
             picture = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
             picture.pts = number if ticks is None else ticks[number]

@@ -80,6 +80,7 @@ def _video(video: VideoInfo | None) -> dict[str, Any] | None:
         "frame_count": video.frame_count,
         "frames_per_second": video.frames_per_second,
         "size_bytes": video.size_bytes,
+        "mirrored": video.mirrored,
     }
 
 

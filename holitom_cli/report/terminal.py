@@ -163,7 +163,11 @@ def _video(frames: Frames) -> list[tuple[str, str | Text]]:
     if video is None:
         _, height, width, _ = frames.pixels.shape
         return [("video", f"{width}x{height} pixels, not read from a file")]
-    turned = f" (turned {video.rotation} degrees)" if video.rotation else ""
+    changes = [
+        *(["mirrored"] if video.mirrored else []),
+        *([f"turned {video.rotation} degrees"] if video.rotation else []),
+    ]
+    turned = f" ({', '.join(changes)})" if changes else ""
     length = f"{text.seconds(video.duration_seconds)} long, {text.size(video.size_bytes)}"
     rows: list[tuple[str, str | Text]] = [("file", video.path)] if PurePath(video.path).name != video.path else []
     return [*rows, ("video", f"{video.codec}, {video.width}x{video.height}{turned}, {length}")]

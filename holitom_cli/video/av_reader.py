@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -40,6 +41,7 @@ class Facts(NamedTuple):
     pixel_format: str
     size: tuple[int, int]  # width and height as stored, of the first frame; later ones are scaled to it
     rotation: int  # clockwise, in degrees
+    mirrored: bool
     duration_seconds: float | None
     announced_seconds: float  # where the header says that the last frame ends, 0 where it does not
     rate: float  # frames a second, 0 where unknown
@@ -68,6 +70,7 @@ class Clip:
             "frame_count": count,
             "frames_per_second": facts.rate,
             "size_bytes": Path(self.path).stat().st_size,
+            "mirrored": facts.mirrored,
         }
 
     def plan(self, sampling: Sampling) -> dict[str, Any]:
@@ -80,7 +83,9 @@ class Clip:
             "seconds": [seconds[index] if index < len(seconds) else 0.0 for index in picked.indices],
             "cut_off": self._table.lost > 0,
             "ends_early": early_end_warning(stamps[-1], facts.announced_seconds),
-            "objection": objection_to_decord(facts.format, facts.codec, facts.pixel_format, self._table),
+            "objection": objection_to_decord(
+                facts.format, facts.codec, facts.pixel_format, self._table, mirrored=facts.mirrored
+            ),
         }
 
     def read(self, indices: Sequence[int]) -> Iterator[Picture]:
@@ -140,6 +145,7 @@ class Clip:
                     f"No frame of {shown(self.path)} can be decoded.", "The file seems damaged: copy it again."
                 )
             context, kind = stream.codec_context, container.format.name
+            rotation, mirrored = orientation(first)
             announced = clock_seconds(stream.metadata.get("DURATION", ""))
             if kind == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
                 announced = stream.frames * float(stream.time_base or 0)
@@ -148,7 +154,8 @@ class Clip:
                 codec=context.codec.canonical_name,
                 pixel_format=context.pix_fmt or "unknown",
                 size=(first.width, first.height),
-                rotation=round(-first.rotation / 90) % 4 * 90,  # the container counts counter-clockwise
+                rotation=rotation,
+                mirrored=mirrored,
                 duration_seconds=duration_seconds(container, stream),
                 announced_seconds=announced,
                 rate=float(stream.average_rate or stream.guessed_rate or 0),
@@ -196,6 +203,22 @@ def picture_of(frame: VideoFrame, slot: int) -> Picture:
     """An RGB frame on its way out, without a copy."""
     plane = frame.planes[0]
     return Picture(slot, plane, frame.height, frame.width, plane.line_size, upright=False)
+
+
+def orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """How to make a stored picture upright: the clockwise turn in degrees, and whether to flip it left to right before.
+
+    A display matrix starts with a, b, _, c, d, ... and shows (x, y) at (a x + c y, b x + d y), y pointing down
+    (ISO/IEC 14496-12, 6.2.2). A flip before it changes the signs of a and b.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d = memoryview(bytes(matrix)).cast("i")[:5]
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
 
 
 def indexed_count(container: InputContainer, stream: VideoStream) -> int | None:

@@ -138,6 +138,7 @@ class Shots:
         self.filled = np.zeros(count, dtype=bool)
         self._shape = (info.height, info.width, 3)
         self._turns = -info.rotation // 90  # numpy turns counter-clockwise
+        self._mirrored = info.mirrored
         self._shrink = shrink
 
     def place(self, header: Message, memory: mmap.mmap, cell_bytes: int) -> None:
@@ -147,7 +148,8 @@ class Shots:
         height, width, stride = header["height"], header["width"], header["stride"]
         rows = np.frombuffer(memory, np.uint8, height * stride, header["cell"] * cell_bytes).reshape(height, stride)
         picture = rows[:, : width * 3].reshape(height, width, 3)
-        upright = picture if header["upright"] else np.rot90(picture, self._turns)
+        straight = picture[:, ::-1] if self._mirrored else picture
+        upright = picture if header["upright"] else np.rot90(straight, self._turns)
         if upright.shape != self._shape:
             raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self._shape}")
         kept = self._shrink(upright) if self._shrink else upright

@@ -21,7 +21,9 @@ PIXEL_FORMATS = {"yuv420p", "yuvj420p"}  # its older FFmpeg converts 10-bit pict
 AV_REASON = "decodes stretches of the clip side by side"
 
 
-def objection_to_decord(container: str, codec: str, pixel_format: str, table: Table) -> str | None:
+def objection_to_decord(
+    container: str, codec: str, pixel_format: str, table: Table, *, mirrored: bool = False
+) -> str | None:
     """Why decord must not read this clip, in plain words, or None when it may."""
     if codec not in CODECS:
         return f"decord is exact only for {', '.join(CODECS.values())}, and this is {codec.upper()}"
@@ -29,6 +31,8 @@ def objection_to_decord(container: str, codec: str, pixel_format: str, table: Ta
         return f"decord returns wrong frames from {container} files"
     if pixel_format not in PIXEL_FORMATS:
         return f"decord is not exact for {pixel_format} pictures"
+    if mirrored:
+        return "decord shows mirrored pictures as they are stored"
     if not table.exact or any(packet.hidden for packet in table.packets):
         return "decord miscounts frames that an edit list hides or that carry no time of their own"
     if table.lost or table.damaged:

@@ -165,7 +165,8 @@ def test_control_a_decoder_would_follow_a_playlist(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "list.m3u8").write_text(HLS.format(secret))
     with av.open(f"file:{inside / 'list.m3u8'}") as container:
-        assert clips.number_in(next(container.decode(video=0)).to_ndarray(format="rgb24")) == 0
+        first = np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
+        assert clips.number_in(first) == 0
 
 
 def test_pictures_named_by_a_pattern_are_not_opened(tmp_path: Path) -> None:

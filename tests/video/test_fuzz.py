@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from holitom_cli import pipeline
 from tests import fuzz_video
 
 
@@ -21,6 +22,6 @@ def test_an_error_that_is_not_for_users_ends_it(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object, **__: object) -> None:
         raise IndexError("a bug")
 
-    monkeypatch.setattr(fuzz_video.pipeline, "read", broken)
+    monkeypatch.setattr(pipeline, "read", broken)
     with pytest.raises(IndexError):
         fuzz_video.fuzz(1, seed=1, say=print)

@@ -98,7 +98,7 @@ def test_what_is_not_as_it_was_asked_for_is_said(wish: dict[str, Any], indices: 
 
 def test_what_is_as_it_was_asked_for_needs_no_word() -> None:
     for wish in ({"num_frames": 4}, {"fps": 2}, {"at_seconds": (1.0,)}, {"start_seconds": 0, "end_seconds": 9.9}):
-        assert pick(Sampling(**wish), STEADY).notes == []  # type: ignore[arg-type]
+        assert pick(Sampling(**wish), STEADY).notes == []
 
 
 @pytest.mark.parametrize(
