@@ -48,8 +48,11 @@ class Shape:
     intermediate: int = 640
 
 
-def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each word is one token, with the space before it; any text can be encoded."""
+def build_tokenizer(words: Iterable[str], first: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which each word is one token, with the space before it; any text can be encoded.
+
+    Words of `first` are one token without a space too, as they are at the beginning of an answer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -62,7 +65,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator([f" {word}" for word in words], trainer)
+    bpe.train_from_iterator([*(f" {word}" for word in words), *first], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",

@@ -1,11 +1,10 @@
 """Train the small model on clips of the small world, from scratch, on one GPU.
 
-    python -m holitom_cli.quality.train OUT_DIRECTORY --minutes 25
+    python -m holitom_cli.quality.train OUT_DIRECTORY --minutes 20
 
-First the tower alone, on single frames: what is in each cell, and which cell is it? Then everything on clips with
-several questions each, and the tower's own task goes on beside, for without it the tower forgets shapes before the
-language model has learned to look at them. Every visual token is kept throughout: compression stays training-free.
-State is saved as it goes, and a run that finds some goes on with it.
+First the tower alone, on single frames: what is in each cell, named with the language model's own words, and where.
+Then the language model, on clips with many questions each, while the tower and the projector rest. Every visual token
+is kept throughout: compression stays training-free. State is saved as it goes, and a run that finds some goes on.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -23,133 +22,31 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from holitom_cli.model.vision import pool
-from holitom_cli.quality.checkpoint import CHAT_TEMPLATE, Shape, build_config, build_tokenizer, write_text_files
-from holitom_cli.quality.draw import RGB, SIDE, Sketch, coverage, paint, sketch
-from holitom_cli.quality.questions import WORDINGS, ask_about
-from holitom_cli.quality.world import COLOURS, FRAMES, SHAPES, make_clip, test_seed, train_seed
+from holitom_cli.quality.batches import Batch, Recipe, Stream, Writer
+from holitom_cli.quality.checkpoint import Shape, build_config, write_text_files
+from holitom_cli.quality.draw import SIDE, Sketch, coverage, paint
+from holitom_cli.quality.targets import CLASSES, IGNORED, events, looks, owners
+from holitom_cli.quality.world import COLOURS, FRAMES, SHAPES
 
 _NOISE = 0.015  # of the sensor, in training; a share of full scale
-_QUESTION_TOKENS = 24  # room for a question with its answer and the words of the chat template
-_IGNORED = -100
 _CLIPS_FROM = 1 << 32  # numbers of the clips that come with questions; those of the tower's stage start at 0
 _WARMUP_STEPS, _LOG_STEPS, _TEST_STEPS, _SAVE_SECONDS = 200, 50, 500, 120.0
-_GAP = "?question?"  # where a question goes in the chat template
+_EVENTS_AFTER = 3  # layers of the language model, of 7, after which visual tokens know what has happened to them
+_HINT_AFTER = 4  # layers after which answers are first looked for: those that the merge inside leaves whole
+_SALIENCY, _EVENTS, _HINT = 0.1, 0.3, 0.3  # weights of losses beside the main ones
+_SHARED, _SHRINK, _SIZE = 16, 0.4, 0.1  # directions that backgrounds differ in, what is left of them, and of all
+_LEAST_PACE = 0.08  # of the positions a token takes, when they are stretched
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What the run does."""
+class Views(NamedTuple):
+    """What the language model says about clips."""
 
-    minutes: float
-    tower_minutes: float
-    clips: int = 64  # in a step
-    questions: int = 16  # about each clip, at most
-    frames: int = 512  # in a step of the tower's own task
-    rate: float = 1e-3
-    workers: int = 12
-    seed: int = 0
-
-
-class Batch(NamedTuple):
-    """Clips and what is asked about them; B clips, T text tokens."""
-
-    sketch: Sketch
-    ids: Tensor  # (B, T) questions and answers, one after another
-    segment: Tensor  # (B, T) which question a token belongs to, from 1; 0 = padding
-    place: Tensor  # (B, T) position behind the video
-    target: Tensor  # (B, T) the token to predict here, where it belongs to an answer
-    kinds: list[list[str]]  # of the questions of every clip
-
-
-def words_of_the_world() -> list[str]:
-    """Every word that questions and answers use."""
-    text = " ".join(wording for wordings in WORDINGS.values() for wording in wordings)
-    text += " yes no beginning middle end one two three four left right up down top bottom " + " ".join(
-        SHAPES + COLOURS
-    )
-    for name in ("thing", "shape", "colour", "one", "other"):
-        text = text.replace("{" + name + "}", name)
-    plain = "".join(letter if letter.isalpha() else " " for letter in text)
-    return sorted({word for part in plain.split() for word in (part, part.lower())})
-
-
-class Writer:
-    """Turns clips into batches, with the words that training or testing uses."""
-
-    def __init__(self, recipe: Recipe, *, test: bool = False) -> None:
-        self.recipe, self.test = recipe, test
-        self.words = build_tokenizer(words_of_the_world())
-        self.end = self.words.eos_token_id
-        self.room = recipe.questions * _QUESTION_TOKENS  # text tokens of a clip
-        content = [{"type": "video"}, {"type": "text", "text": _GAP}]
-        text = self.words.apply_chat_template(
-            [{"role": "user", "content": content}],  # type: ignore[arg-type]  # typed for plain texts alone
-            chat_template=CHAT_TEMPLATE,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        before, _, after = str(text).partition("<video>")
-        self.before = self._encode(before)  # text tokens before the video
-        self._around = after.split(_GAP)
-
-    def batch(self, numbers: list[int]) -> Batch:
-        """The clips with these numbers."""
-        seed = test_seed if self.test else train_seed
-        clips = [make_clip(seed(number)) for number in numbers]
-        rows, kinds = [], []
-        for clip in clips:
-            asked = ask_about(clip, self.recipe.questions, test=self.test)
-            row, kept = self._row([(question.text, question.answer) for question in asked])
-            rows.append(row)
-            kinds.append([question.kind for question in asked[:kept]])
-        ids, segment, place, target = torch.tensor(rows).unbind(1)
-        return Batch(sketch(clips), ids, segment, place, target, kinds)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.words(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _row(self, pairs: list[tuple[str, str]]) -> tuple[list[list[int]], int]:
-        """Ids, segments, places and targets of one clip, and how many questions fit in."""
-        ids: list[int] = []
-        segment: list[int] = []
-        place: list[int] = []
-        target: list[int] = []
-        for number, (question, answer) in enumerate(pairs, 1):
-            after = self._encode(question.join(self._around))
-            said = [*self._encode(f" {answer}"), self.end]
-            tokens = after + said[:-1]
-            if len(ids) + len(tokens) > self.room:
-                return self._padded(ids, segment, place, target), number - 1
-            ids += tokens
-            segment += [number] * len(tokens)
-            place += range(len(tokens))
-            target += [_IGNORED] * (len(after) - 1) + said
-        return self._padded(ids, segment, place, target), len(pairs)
-
-    def _padded(self, *rows: list[int]) -> list[list[int]]:
-        fills = (0, 0, 0, _IGNORED)
-        return [row + [fill] * (self.room - len(row)) for row, fill in zip(rows, fills, strict=True)]
-
-
-class Stream(IterableDataset[Batch]):
-    """Endless training batches, drawn up by the loader's workers; every clip is seen once."""
-
-    def __init__(self, recipe: Recipe, first: int) -> None:
-        self.recipe, self.first = recipe, first
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        info = torch.utils.data.get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        writer = Writer(self.recipe)
-        number = self.first + worker * self.recipe.clips
-        while True:
-            yield writer.batch(list(range(number, number + self.recipe.clips)))
-            number += workers * self.recipe.clips
+    answers: Tensor  # (B, T, V) logits behind every text token
+    hints: Tensor  # (B, T, V) those that earlier layers would give
+    visual: Tensor  # (B, F P, D) states of the visual tokens half-way
 
 
 def pixels_of(plan: Sketch) -> Tensor:
@@ -159,55 +56,66 @@ def pixels_of(plan: Sketch) -> Tensor:
     return pictures.div(127.5).sub(1)
 
 
-def cell_labels(plan: Sketch, grid: int) -> Tensor:
-    """What covers most of each cell: (B, F, grid**2) int64, 0 = background, else 1 + shape * colours + colour."""
-    table = torch.tensor([RGB[name] for name in COLOURS], device=plan.where.device)
-    labels = torch.zeros(*plan.scene.shape, grid**2, dtype=torch.int64, device=plan.where.device)
-    for where, colour in zip(plan.where, plan.colour, strict=True):
-        share = F.adaptive_avg_pool2d(coverage(where, SIDE)[:, :, 0], grid).flatten(2)
-        which = (colour[..., None, :] - table).abs().sum(-1).argmin(-1)
-        label = 1 + where[..., 0].long() * len(COLOURS) + which
-        labels = torch.where(share > 0.3, label[..., None], labels)
-    return labels
-
-
-def tower_states(network: Any, pixels: Tensor) -> Tensor:
-    """States of all patches (n, grid**2, C) of frames (n, 3, side, side)."""
-    hidden: Tensor = network.model.vision_tower.embeddings(pixels)
+def tower_states(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """States of all patches (n, grid**2, C) of frames (n, 3, side, side), after the last layer and before it."""
+    entering = hidden = network.model.vision_tower.embeddings(pixels)
     for layer in network.model.vision_tower.encoder.layers:
-        hidden = layer(hidden, None)
-    return hidden
+        entering, hidden = hidden, layer(hidden, None)
+    return hidden, entering
 
 
-def answer_logits(network: Any, states: Tensor, batch: Batch, before: Tensor) -> Tensor:
-    """Logits behind every text token; questions about a clip do not see each other.
+def tokens_of(network: Any, states: Tensor) -> Tensor:
+    """Visual tokens (n, P, D) of frames from their patches' states."""
+    tokens: Tensor = pool(network.model.multi_modal_projector(states))
+    return tokens
+
+
+def log_attention(layer: Any, entering: Tensor) -> Tensor:
+    """Logarithm of the attention that patches receive in a tower layer, mean over heads and queries: (n, grid**2)."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(entering)
+    query, key = (
+        projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj)
+    )
+    return (query @ key.transpose(-1, -2) * attention.scale).float().softmax(-1).mean((1, 2)).log()
+
+
+def views(network: Any, tokens: Tensor, places: Tensor, batch: Batch, before: Tensor) -> Views:
+    """What the language model says; questions about a clip do not see each other.
 
     Args:
         network: the library's model.
-        states: (B F, grid**2, C) of all frames, from the tower.
+        tokens: (B, F P, D) visual tokens.
+        places: (B, F P) their positions, counted from the first one's.
         batch: what is asked.
         before: (t,) text tokens before the video.
-
-    Returns:
-        (B, T, V).
     """
     language = network.model.language_model
-    clips = len(batch.ids)
-    tokens = pool(network.model.multi_modal_projector(states))
-    video = tokens.view(clips, -1, tokens.shape[-1])
-    newline = network.model.image_newline.expand(clips, 1, -1)
+    clips, started = len(tokens), len(before)
     embed = language.embed_tokens
-    prefix = torch.cat((embed(before).expand(clips, -1, -1), video, newline), 1)
+    newline = network.model.image_newline.expand(clips, 1, -1)
+    prefix = torch.cat((embed(before).expand(clips, -1, -1), tokens, newline), 1)
     hidden = torch.cat((prefix, embed(batch.ids)), 1)
     length = prefix.shape[1]
-    positions = torch.arange(length, device=hidden.device).expand(clips, -1)
-    rope = language.rotary_emb(hidden, torch.cat((positions, length + batch.place), 1))
+    rope = language.rotary_emb(hidden, _positions(places, batch.place, started))
     own = batch.segment[:, :, None] == batch.segment[:, None, :]
     mask = torch.cat((torch.ones_like(own[:, :, :1]).expand(-1, -1, length), own.tril()), 2)[:, None]
+    levels = []
     for layer in language.layers:
         hidden = hidden + _attend(layer.self_attn, layer.input_layernorm(hidden), rope, length, mask)
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return network.lm_head(language.norm(hidden[:, length:]))  # type: ignore[no-any-return]
+        levels.append(hidden)
+    answers, hints = (network.lm_head(language.norm(level[:, length:])) for level in (hidden, levels[:_HINT_AFTER][-1]))
+    return Views(answers, hints, levels[:_EVENTS_AFTER][-1][:, started : length - 1])
+
+
+def _positions(places: Tensor, text: Tensor, started: int) -> Tensor:
+    """Positions of the words before the video, of its tokens, of the newline, and of the text: (B, S) float32."""
+    first = torch.arange(started, device=places.device).expand(len(places), -1)
+    video = places.float() + started
+    newline = video[:, -1:] + 1
+    return torch.cat((first.float(), video, newline, newline + 1 + text), 1)
 
 
 def _attend(attention: Any, states: Tensor, rope: tuple[Tensor, Tensor], length: int, mask: Tensor) -> Tensor:
@@ -234,6 +142,54 @@ def _half_turned(states: Tensor) -> Tensor:
     return torch.cat((-other, one), -1)
 
 
+def places_of(clips: int, frames: int, cells: int, device: torch.device) -> Tensor:
+    """Positions of visual tokens, (clips, frames * cells): in half of the clips as they are, in the others stretched.
+
+    Videos of other lengths, and compressed ones, put tokens at other distances from each other; a model that has only
+    seen one distance between frames would count on it. Stretched positions rise at a random pace for the clip, with
+    random variation for each frame and token.
+    """
+    pace = torch.empty(clips, 1, 1, device=device).uniform_(math.log(_LEAST_PACE), 0).exp()
+    frame = torch.randn(clips, frames, 1, device=device).mul(0.3).exp()
+    rises = (pace * frame * 2 * torch.rand(clips, frames, cells, device=device)).flatten(1)
+    stretched = torch.rand(clips, 1, device=device) < 0.5
+    return torch.where(stretched, rises, 1.0).cumsum(1) - 1
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Where position embeddings start from: sines and cosines of row and column, (side**2, width).
+
+    From random ones a tower needs thousands of steps before it knows which patches are neighbours.
+    """
+    cycles = torch.logspace(math.log2(1 / 4), math.log2(side / 4), width // 4, base=2)  # across the picture
+    angles = torch.arange(side)[:, None] / side * cycles * 2 * math.pi
+    line = torch.cat((angles.sin(), angles.cos()), 1)  # (side, width / 2)
+    return torch.cat((line.repeat_interleave(side, 0), line.repeat(side, 1)), 1)
+
+
+def settle(projector: Any, background: Tensor) -> None:
+    """Make what visual tokens of backgrounds share small beside what things add, and all of them as small as words.
+
+    The tower learns places so well that most of a token says where it is: a cell then resembles itself whether or not
+    a thing is there. Linear and done once, this takes nothing away that the language model could not find again.
+
+    Args:
+        projector: its last layer is changed.
+        background: (n, D) visual tokens of cells without things.
+    """
+    middle = background.mean(0)
+    directions = torch.pca_lowrank(background, _SHARED)[2]  # (D, _SHARED), about the mean
+    shrink = torch.eye(len(middle), device=middle.device) - (1 - _SHRINK) * directions @ directions.T
+    last = projector.linear_2
+    last.weight.data = _SIZE * shrink @ last.weight
+    last.bias.data = _SIZE * (shrink @ (last.bias - middle) + _SHRINK * middle)
+
+
+def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the losses that count."""
+    return (losses * mask).sum() / mask.sum().clamp_min(1)
+
+
 class Trainer:
     """The network, its optimiser, and what has been done so far."""
 
@@ -246,20 +202,31 @@ class Trainer:
         self.writer, self.examiner = Writer(recipe), Writer(recipe, test=True)
         config = build_config(self.shape, self.writer.words)
         network: Any = LlavaOnevisionForConditionalGeneration(config)
+        self.patches = self.shape.image // self.shape.patch
+        table = network.model.vision_tower.embeddings.position_embedding.weight
+        table.data.copy_(waves(self.patches, self.shape.tower_width))
         self.network = network.to(device)
-        self.grid = self.shape.image // self.shape.patch
-        self.heads = nn.ModuleDict(
-            {
-                "what": nn.Linear(self.shape.tower_width, 1 + len(SHAPES) * len(COLOURS)),
-                "row": nn.Linear(self.shape.tower_width, self.grid),
-                "column": nn.Linear(self.shape.tower_width, self.grid),
-            }
-        ).to(device)
+        self.grid = math.ceil(self.patches / 2)
+        self.heads = self._heads().to(device)
         self.before = torch.tensor(self.writer.before, device=device)
+        self.names = {
+            kind: torch.tensor([self.writer.word(name) for name in names], device=device)
+            for kind, names in (("shape", SHAPES), ("colour", COLOURS))
+        }
         self.seconds = {"tower": 0.0, "clips": 0.0}
         self.steps = {"tower": 0, "clips": 0}
+        self.settled = False
         self.optimiser = self._optimiser()
+        # On a GPU small layers wait for memory, not for arithmetic: compiled, they read and write far less.
+        slow = device.type != "cuda"
+        self.tower_states: Any = torch.compile(tower_states, dynamic=False, disable=slow)
+        self.views: Any = torch.compile(views, dynamic=False, disable=slow)
         out.mkdir(parents=True, exist_ok=True)
+
+    def _heads(self) -> nn.ModuleDict:
+        """What reads labels from visual tokens; no part of the checkpoint."""
+        looks_at = {"there": 2, "row": self.grid, "column": self.grid, "offset": 2}
+        return nn.ModuleDict({name: nn.Linear(self.shape.width, size) for name, size in (looks_at | CLASSES).items()})
 
     def _optimiser(self) -> torch.optim.Optimizer:
         parameters = [*self.network.parameters(), *self.heads.parameters()]
@@ -273,6 +240,7 @@ class Trainer:
         """Both stages, as far as they are not done yet; then write the checkpoint."""
         self._resume()
         self._stage("tower", self.recipe.tower_minutes, self._tower_loss)
+        self._settle()
         self._stage("clips", self.recipe.minutes - self.recipe.tower_minutes, self._clip_loss)
         self.save()
         self.log(stage="test", **self.test(64))
@@ -338,45 +306,85 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _tower_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The tower's own task on some frames of each clip."""
+        """What the visual tokens of some frames of each clip say, and where the tower's last layer looks."""
         plan = batch.sketch.to(self.device)
         plan = plan.only(self._some_frames(plan))
         with self._autocast():
-            states = tower_states(self.network, pixels_of(plan).flatten(0, 1))
-        return self._cell_losses(states, plan)
+            states, entering = self.tower_states(self.network, pixels_of(plan).flatten(0, 1))
+            tokens = tokens_of(self.network, states)
+            received = log_attention(self.network.model.vision_tower.encoder.layers[-1], entering)
+        return {**self._look_losses(tokens, plan), "saliency": _SALIENCY * self._saliency_loss(received, plan)}
 
-    def _clip_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The answers, and the tower's own task on some of the frames, which are encoded anyway."""
-        batch = self._there(batch)
-        some = self._some_frames(batch.sketch)
-        rows = torch.arange(len(some), device=self.device)[:, None]
-        with self._autocast():
-            states = tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
-            scores = answer_logits(self.network, states, batch, self.before)
-        answers = F.cross_entropy(scores.float().flatten(0, 1), batch.target.flatten(), ignore_index=_IGNORED)
-        chosen = states.unflatten(0, batch.sketch.time.shape)[rows, some].flatten(0, 1)
-        return {"answers": answers, **self._cell_losses(chosen, batch.sketch.only(some))}
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Once between the stages."""
+        if self.settled:
+            return
+        plan = self.writer.batch(list(range(_CLIPS_FROM - self.recipe.clips, _CLIPS_FROM))).sketch.to(self.device)
+        plan = plan.only(self._some_frames(plan))
+        tokens = tokens_of(self.network, tower_states(self.network, pixels_of(plan).flatten(0, 1))[0])
+        settle(self.network.model.multi_modal_projector, tokens[owners(plan, self.grid).flatten(0, 1) < 0])
+        self.settled = True
 
     def _some_frames(self, plan: Sketch) -> Tensor:
         """Random frames (B, f) of each clip, as many in all as the recipe says."""
         clips = len(plan.time)
         return torch.randint(FRAMES, (clips, max(1, self.recipe.frames // clips)), device=self.device)
 
-    def _cell_losses(self, states: Tensor, plan: Sketch) -> dict[str, Tensor]:
-        """What covers each cell, and where the cell is: tower states (n, grid**2, C) of the plan's n frames.
+    def _look_losses(self, tokens: Tensor, plan: Sketch) -> dict[str, Tensor]:
+        """Is a thing there, which, how far from its centre, and which cell is it? For tokens (n, P, D) of n frames.
 
+        Shapes and colours are read with the word embeddings, so that a thing's tokens come to resemble its name.
         Nothing in a frame by itself asks for the place, yet without it no direction can be told afterwards.
         """
+        truth = looks(plan, self.grid)
+        tokens = tokens.flatten(0, 1)
+        cell = torch.arange(self.grid**2, device=self.device).repeat(len(tokens) // self.grid**2)
+        embeddings = self.network.model.language_model.embed_tokens.weight
         with self._autocast():
-            scores = {name: head(states).flatten(0, 1).float() for name, head in self.heads.items()}
-        cells = torch.arange(self.grid**2, device=self.device).repeat(len(states))
-        weights = torch.ones(scores["what"].shape[-1], device=self.device)
-        weights[0] = 0.1  # nine of ten cells are background
+            read = {name: self.heads[name](tokens).float() for name in ("there", "row", "column", "offset")}
+            named = {kind: (tokens @ embeddings[ids].T).float() for kind, ids in self.names.items()}
+        off = F.smooth_l1_loss(read["offset"], truth.offset.flatten(0, 2), reduction="none").sum(-1)
         return {
-            "what": F.cross_entropy(scores["what"], cell_labels(plan, self.grid).flatten(), weights),
-            "row": F.cross_entropy(scores["row"], cells // self.grid),
-            "column": F.cross_entropy(scores["column"], cells % self.grid),
+            "there": F.cross_entropy(read["there"], truth.there.flatten()),
+            "shape": F.cross_entropy(named["shape"], truth.shape.flatten(), ignore_index=IGNORED),
+            "colour": F.cross_entropy(named["colour"], truth.colour.flatten(), ignore_index=IGNORED),
+            "row": 0.3 * F.cross_entropy(read["row"], cell // self.grid),
+            "column": 0.3 * F.cross_entropy(read["column"], cell % self.grid),
+            "offset": masked_mean(off, truth.there.flatten()),
         }
+
+    def _saliency_loss(self, received: Tensor, plan: Sketch) -> Tensor:
+        """How far the attention received, log (n, grid**2), is from resting evenly on the patches with things.
+
+        Captions teach that to published towers: attention falls on what a picture shows. A tower that only learns
+        labels of patches has no such reason, and choosing tokens by attention would be choosing blindly.
+        """
+        covered = torch.stack([coverage(where, SIDE // 2) for where in plan.where]).amax(0)[:, :, 0]
+        wanted = (F.adaptive_avg_pool2d(covered, self.patches).flatten(0, 1).flatten(1) > 0.2).float()
+        return masked_mean(-received, wanted) - math.log(self.patches**2)
+
+    def _clip_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The answers, the same from earlier layers, and what has happened to each visual token's thing."""
+        batch = self._there(batch)
+        happened = events(batch.sketch, self.grid)
+        clips = len(batch.ids)
+        with torch.no_grad(), self._autocast():
+            states, _ = self.tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
+            tokens = tokens_of(self.network, states).view(clips, FRAMES * self.grid**2, -1)
+        places = places_of(clips, FRAMES, self.grid**2, self.device)
+        with self._autocast():
+            said = self.views(self.network, tokens, places, batch, self.before)
+            read = {name: self.heads[name](said.visual).float() for name in happened}
+        target = batch.target.flatten()
+        losses = {
+            "answers": F.cross_entropy(said.answers.float().flatten(0, 1), target, ignore_index=IGNORED),
+            "hints": _HINT * F.cross_entropy(said.hints.float().flatten(0, 1), target, ignore_index=IGNORED),
+        }
+        for name, truth in happened.items():
+            loss = F.cross_entropy(read[name].flatten(0, 1), truth.flatten(), ignore_index=IGNORED)
+            losses[name] = _EVENTS * loss
+        return losses
 
     def _there(self, batch: Batch) -> Batch:
         ids, segment, place, target = (part.to(self.device) for part in batch[1:5])
@@ -389,15 +397,15 @@ class Trainer:
         for index in range(batches):
             batch = self._there(self.examiner.batch(list(range(index * 16, index * 16 + 16))))
             with self._autocast():
-                states = tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
-                scores = answer_logits(self.network, states, batch, self.before)
-            wrong = (scores.argmax(-1) != batch.target) & (batch.target != _IGNORED)
+                states, _ = tower_states(self.network, pixels_of(batch.sketch).flatten(0, 1))
+                tokens = tokens_of(self.network, states).view(16, FRAMES * self.grid**2, -1)
+                places = torch.arange(tokens.shape[1], device=self.device).expand(16, -1)
+                scores = views(self.network, tokens, places, batch, self.before).answers
+            wrong = (scores.argmax(-1) != batch.target) & (batch.target != IGNORED)
             for kinds, failed in zip(batch.kinds, (wrong * batch.segment).tolist(), strict=True):
                 for number, kind in enumerate(kinds, 1):
                     right[kind].append(number not in failed)
-        everything = [value for values in right.values() for value in values]
-        share = {kind: round(sum(values) / len(values), 3) for kind, values in sorted(right.items())}
-        return {"questions": len(everything), "accuracy": sum(everything) / len(everything), "by_kind": share}
+        return accuracy_of(right)
 
     def log(self, **values: Any) -> None:
         """Add a line to the log, which is also the program's output."""
@@ -414,6 +422,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds,
             "steps": self.steps,
+            "settled": self.settled,
         }
         torch.save(state, self.out / "state.new")
         (self.out / "state.new").replace(self.out / "state.pt")
@@ -426,7 +435,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.seconds, self.steps = state["seconds"], state["steps"]
+        self.seconds, self.steps, self.settled = state["seconds"], state["steps"], state["settled"]
 
     def export(self, directory: Path) -> None:
         """The checkpoint in bfloat16, as a published one is laid out."""
@@ -435,14 +444,21 @@ class Trainer:
         write_text_files(directory, self.writer.words, self.shape.image)
 
 
+def accuracy_of(right: Mapping[str, list[bool]]) -> dict[str, Any]:
+    """Share of right answers in all and by kind."""
+    everything = [value for values in right.values() for value in values]
+    share = {kind: round(sum(values) / len(values), 3) for kind, values in sorted(right.items())}
+    return {"questions": len(everything), "accuracy": sum(everything) / len(everything), "by_kind": share}
+
+
 def main() -> None:
     """Train with the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=25.0, help="of training in all")
-    parser.add_argument("--tower-minutes", type=float, default=2.0, help="of these on single frames")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of training in all")
+    parser.add_argument("--tower-minutes", type=float, default=3.0, help="of these on single frames")
     parser.add_argument("--clips", type=int, default=64, help="in a step")
-    parser.add_argument("--frames", type=int, default=512, help="in a step of the tower's own task")
+    parser.add_argument("--frames", type=int, default=1024, help="in a step of the tower's own task")
     parser.add_argument("--questions", type=int, default=16, help="about each clip, at most")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=12, help="processes that draw up clips; 0 = none beside")

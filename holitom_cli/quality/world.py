@@ -93,11 +93,14 @@ def make_clip(seed: int) -> Clip:
     dice = random.Random(seed)
     cuts = _cuts(dice)
     borders = [0, *cuts, FRAMES]
-    looks = dice.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], dice.randint(1, 4))
+    count = dice.choices([1, 2, 3, 4], [0.15, 0.2, 0.3, 0.35])[0]
+    looks = dice.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], count)
+    brief = dice.choice([0.1, 0.7])  # clips to follow what moves, and clips to miss things in
     things: list[Thing] = []
     for shape, colour in looks:
         scene = dice.randrange(len(borders) - 1)
-        things.append(_thing(dice, shape, colour, range(borders[scene], borders[scene + 1]), things))
+        stay = _stay(dice, range(borders[scene], borders[scene + 1]), brief)
+        things.append(_thing(dice, shape, colour, stay, things))
     band = None
     if dice.random() < 0.5:
         top = dice.uniform(0, 0.6)
@@ -113,27 +116,30 @@ def _cuts(dice: random.Random) -> tuple[int, ...]:
     return tuple(mark + _SHORTEST_SCENE * (index + 1) for index, mark in enumerate(marks))
 
 
-def _thing(dice: random.Random, shape: str, colour: str, scene: range, others: list[Thing]) -> Thing:
-    """A thing within a scene: often there all the time, sometimes for some frames, rarely for two or three."""
-    enter, leave = scene.start, scene.stop
+def _stay(dice: random.Random, scene: range, brief: float) -> range:
+    """How long a thing is there: for one to three frames, for a part of the scene, or for all of it."""
     kind = dice.random()
-    if kind < 0.15:
-        length = dice.randint(2, 3)
-        enter = dice.randint(scene.start, scene.stop - length)
-        leave = enter + length
-    elif kind < 0.45 and len(scene) >= 8:
-        length = dice.randint(5, len(scene) - 2)
-        enter = dice.randint(scene.start, scene.stop - length)
-        leave = enter + length
-    radius = dice.choice([0.06, 0.09, 0.12])
-    duration = leave - enter
+    if kind < brief:
+        length = dice.randint(1, 3)
+    elif kind < brief + 0.3 * (1 - brief) and len(scene) >= 10:
+        length = dice.randint(7, len(scene) - 2)
+    else:
+        return scene
+    enter = dice.randint(scene.start, scene.stop - length)
+    return range(enter, enter + length)
+
+
+def _thing(dice: random.Random, shape: str, colour: str, stay: range, others: list[Thing]) -> Thing:
+    """A thing, and what it does while it is there."""
+    enter, leave, duration = stay.start, stay.stop, len(stay)
+    radius = dice.choice([0.075, 0.095, 0.12])
     turn = rush = None
-    if duration >= 6 and dice.random() < 0.3:
+    if duration >= 6 and dice.random() < 0.28:
         turn = (dice.randint(enter + 2, leave - 2), dice.choice([other for other in COLOURS if other != colour]))
     direction = dice.choice(list(DIRECTIONS)) if duration >= 5 else "still"
     speed = 0.0 if direction == "still" else dice.choice([SLOW, FAST])
-    if speed == SLOW and turn is None and duration >= 8 and dice.random() < 0.45:
-        rush = dice.randint(enter + 3, leave - 3)
+    if speed == SLOW and duration >= 10 and dice.random() < 0.5:
+        rush = dice.randint(enter + 4, leave - 4)
     thing = Thing(shape, colour, radius, (0.5, 0.5), direction, speed, enter, leave, turn, rush)
     return _placed(dice, thing, others)
 
