@@ -15,6 +15,7 @@ from holitom_cli.quality.world import FRAMES, SHAPES, Clip
 
 SIDE = 112  # pixels
 MOST_THINGS = 4
+_LIGHT = 0.15  # of full scale, that the light adds to red or blue at most
 _STENCIL = 64  # pixels of a shape's stencil
 RGB = {
     "red": (0.90, 0.12, 0.12),
@@ -86,9 +87,20 @@ def paint(plan: Sketch, side: int = SIDE) -> Tensor:
     """Paint a sketch where it is: (B, F, 3, side, side) float32 from 0 to 1."""
     scenes = F.interpolate(plan.coarse, (side, side), mode="bicubic").clamp(0, 1)
     pictures = _with_bands(scenes[plan.scene], plan)
+    pictures = pictures + daylight(plan.time).to(pictures)[..., None, None]
     for where, colour in zip(plan.where, plan.colour, strict=True):
         pictures = torch.lerp(pictures, colour[..., None, None].expand_as(pictures), coverage(where, side))
     return pictures
+
+
+def daylight(time: Tensor) -> Tensor:
+    """What the light adds to backgrounds, from a bluish morning to a reddish evening: (B, F) -> (B, F, 3).
+
+    As daylight, clocks and score boards do in real videos, it lets a single frame tell how late it is. HoliTom's
+    tokens take consecutive positions, which no longer say so.
+    """
+    late = time / (FRAMES - 1) * 2 - 1
+    return late[..., None] * torch.tensor([_LIGHT, 0.0, -_LIGHT], device=time.device)
 
 
 def coverage(where: Tensor, side: int) -> Tensor:

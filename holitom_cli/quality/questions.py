@@ -408,20 +408,20 @@ def _changes(clip: Clip, dice: random.Random) -> Iterator[_Fact]:
             yield _Fact("change", words, thing.turn[1], COLOURS)
         if thing.turn is not None or dice.random() < 0.45:  # so that yes and no are about as frequent
             yield _Fact("happened", words, "no" if thing.turn is None else "yes", ("yes", "no"))
-        if thing.speed and thing.leave - thing.enter >= 8 and (thing.rush is not None or dice.random() < 0.2):
+        if thing.speed and thing.leave - thing.enter >= 8 and (thing.rush is not None or dice.random() < 0.28):
             yield _Fact("speed", words, "no" if thing.rush is None else "yes", ("yes", "no"))
 
 
 def _presence(clip: Clip, dice: random.Random) -> Iterator[_Fact]:
-    """A thing that is there, or one that only has the shape and the colour of things that are."""
+    """A thing that is there, and one that only has the shape and the colour of things that are."""
     there = {name for thing in clip.things for name in _names(thing)}
+    for thing in dice.sample(_steady(clip), min(1, len(_steady(clip)))):
+        yield _Fact("present", {"thing": thing.name}, "yes", ("yes", "no"))
     colours = [thing.colour for thing in clip.things] if dice.random() < 0.6 else COLOURS
-    mixed = f"{dice.choice(colours)} {dice.choice(clip.things).shape}"
-    present = dice.choice(_steady(clip) or [None])
-    if present is not None and dice.random() < 0.4:
-        yield _Fact("present", {"thing": present.name}, "yes", ("yes", "no"))
-    elif mixed not in there:
-        yield _Fact("present", {"thing": mixed}, "no", ("yes", "no"))
+    mixed = [f"{colour} {thing.shape}" for colour in colours for thing in clip.things]
+    absent = [name for name in mixed if name not in there]
+    if absent:
+        yield _Fact("present", {"thing": dice.choice(absent)}, "no", ("yes", "no"))
 
 
 def _pair(one: Thing, other: Thing, dice: random.Random) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holitom_cli.quality.draw import MOST_THINGS, RGB, SIDE, Sketch, coverage
-from holitom_cli.quality.world import COLOURS, DIRECTIONS, FAST, SLOW
+from holitom_cli.quality.world import COLOURS, DIRECTIONS, FAST, FRAMES, SLOW
 
 IGNORED = -100
 SAME_COLOUR = len(COLOURS)  # what a thing that has not turned was before
@@ -36,6 +36,7 @@ class Looks(NamedTuple):
     shape: Tensor  # (B, F, P) int64
     colour: Tensor  # (B, F, P) int64
     offset: Tensor  # (B, F, P, 2) from the cell's centre to the thing's, in cells; 0 where there is none
+    late: Tensor  # (B, F, P) how much of the clip is over, from 0 to 1
 
 
 def owners(plan: Sketch, grid: int) -> Tensor:
@@ -53,7 +54,8 @@ def looks(plan: Sketch, grid: int) -> Looks:
     steps = (torch.arange(grid, device=owner.device) + 0.5) / grid
     cells = torch.stack((steps.repeat(grid), steps.repeat_interleave(grid)), -1)  # (P, 2)
     offset = (mine - cells) * grid * (owner >= 0)[..., None]
-    return Looks((owner >= 0).long(), _at(plan.where[..., 0].long(), owner), _at(_colours(plan), owner), offset)
+    late = (plan.time / (FRAMES - 1))[..., None].expand(*owner.shape)
+    return Looks((owner >= 0).long(), _at(plan.where[..., 0].long(), owner), _at(_colours(plan), owner), offset, late)
 
 
 def events(plan: Sketch, grid: int) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ _EVENTS_AFTER = 3  # layers of the language model, of 7, after which visual toke
 _HINT_AFTER = 4  # layers after which answers are first looked for: those that the merge inside leaves whole
 _SALIENCY, _EVENTS, _HINT = 0.1, 0.3, 0.3  # weights of losses beside the main ones
 _SHARED, _SHRINK, _SIZE = 16, 0.4, 0.1  # directions that backgrounds differ in, what is left of them, and of all
-_LEAST_PACE = 0.08  # of the positions a token takes, when they are stretched
+_LEAST_PACE = 0.04  # of the positions a token takes, when they are stretched
 
 
 class Views(NamedTuple):
@@ -78,7 +78,8 @@ def log_attention(layer: Any, entering: Tensor) -> Tensor:
         projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj)
     )
-    return (query @ key.transpose(-1, -2) * attention.scale).float().softmax(-1).mean((1, 2)).log()
+    received: Tensor = (query @ key.transpose(-1, -2) * attention.scale).float().softmax(-1).mean((1, 2))
+    return received.log()
 
 
 def views(network: Any, tokens: Tensor, places: Tensor, batch: Batch, before: Tensor) -> Views:
@@ -143,16 +144,16 @@ def _half_turned(states: Tensor) -> Tensor:
 
 
 def places_of(clips: int, frames: int, cells: int, device: torch.device) -> Tensor:
-    """Positions of visual tokens, (clips, frames * cells): in half of the clips as they are, in the others stretched.
+    """Positions of visual tokens, (clips, frames * cells): in a quarter of the clips as they are, else stretched.
 
     Videos of other lengths, and compressed ones, put tokens at other distances from each other; a model that has only
     seen one distance between frames would count on it. Stretched positions rise at a random pace for the clip, with
     random variation for each frame and token.
     """
     pace = torch.empty(clips, 1, 1, device=device).uniform_(math.log(_LEAST_PACE), 0).exp()
-    frame = torch.randn(clips, frames, 1, device=device).mul(0.3).exp()
+    frame = torch.randn(clips, frames, 1, device=device).mul(0.8).exp()
     rises = (pace * frame * 2 * torch.rand(clips, frames, cells, device=device)).flatten(1)
-    stretched = torch.rand(clips, 1, device=device) < 0.5
+    stretched = torch.rand(clips, 1, device=device) < 0.75
     return torch.where(stretched, rises, 1.0).cumsum(1) - 1
 
 
@@ -225,7 +226,7 @@ class Trainer:
 
     def _heads(self) -> nn.ModuleDict:
         """What reads labels from visual tokens; no part of the checkpoint."""
-        looks_at = {"there": 2, "row": self.grid, "column": self.grid, "offset": 2}
+        looks_at = {"there": 2, "row": self.grid, "column": self.grid, "offset": 2, "late": 1}
         return nn.ModuleDict({name: nn.Linear(self.shape.width, size) for name, size in (looks_at | CLASSES).items()})
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -332,7 +333,7 @@ class Trainer:
         return torch.randint(FRAMES, (clips, max(1, self.recipe.frames // clips)), device=self.device)
 
     def _look_losses(self, tokens: Tensor, plan: Sketch) -> dict[str, Tensor]:
-        """Is a thing there, which, how far from its centre, and which cell is it? For tokens (n, P, D) of n frames.
+        """What is where in each cell, how far from its centre, and how late? For tokens (n, P, D) of n frames.
 
         Shapes and colours are read with the word embeddings, so that a thing's tokens come to resemble its name.
         Nothing in a frame by itself asks for the place, yet without it no direction can be told afterwards.
@@ -342,7 +343,7 @@ class Trainer:
         cell = torch.arange(self.grid**2, device=self.device).repeat(len(tokens) // self.grid**2)
         embeddings = self.network.model.language_model.embed_tokens.weight
         with self._autocast():
-            read = {name: self.heads[name](tokens).float() for name in ("there", "row", "column", "offset")}
+            read = {name: self.heads[name](tokens).float() for name in self.heads if name not in CLASSES}
             named = {kind: (tokens @ embeddings[ids].T).float() for kind, ids in self.names.items()}
         off = F.smooth_l1_loss(read["offset"], truth.offset.flatten(0, 2), reduction="none").sum(-1)
         return {
@@ -352,6 +353,7 @@ class Trainer:
             "row": 0.3 * F.cross_entropy(read["row"], cell // self.grid),
             "column": 0.3 * F.cross_entropy(read["column"], cell % self.grid),
             "offset": masked_mean(off, truth.there.flatten()),
+            "late": 10 * F.mse_loss(read["late"][:, 0], truth.late.flatten()),
         }
 
     def _saliency_loss(self, received: Tensor, plan: Sketch) -> Tensor:

@@ -93,7 +93,7 @@ def make_clip(seed: int) -> Clip:
     dice = random.Random(seed)
     cuts = _cuts(dice)
     borders = [0, *cuts, FRAMES]
-    count = dice.choices([1, 2, 3, 4], [0.15, 0.2, 0.3, 0.35])[0]
+    count = dice.choices([1, 2, 3, 4], [0.18, 0.22, 0.3, 0.3])[0]
     looks = dice.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], count)
     brief = dice.choice([0.1, 0.7])  # clips to follow what moves, and clips to miss things in
     things: list[Thing] = []

@@ -103,7 +103,7 @@ def test_cuts_change_the_background_and_nothing_else_does() -> None:
     shown = draw(still)
     cuts = 0
     for picture, clip in zip(shown, still, strict=True):
-        change = (picture[1:] - picture[:-1]).abs().mean((1, 2, 3))
+        change = (picture[1:, 1] - picture[:-1, 1]).abs().mean((1, 2))  # of green, which the light leaves alone
         for frame in range(1, FRAMES):
             if frame in clip.cuts:
                 assert change[frame - 1] > 0.02
@@ -116,7 +116,7 @@ def test_cuts_change_the_background_and_nothing_else_does() -> None:
 def test_the_strip_moves_sideways_and_the_rest_stays() -> None:
     for speed in (0.02, -0.02):
         clip = Clip(3, (), (), band=(0.25, 0.5, speed))
-        shown = draw([clip])[0]
+        shown = draw([clip])[0][:, 1:2]  # green, which the light leaves alone
         inside = torch.zeros(SIDE, dtype=torch.bool)
         inside[28:56] = True
         assert (shown[:, :, ~inside] == shown[:1, :, ~inside]).all()
@@ -128,6 +128,17 @@ def test_the_strip_moves_sideways_and_the_rest_stays() -> None:
             else:
                 assert moved[..., -shift:].equal(first[..., :shift])
             assert not moved.equal(first)  # control
+
+
+def test_the_light_goes_from_blue_to_red_and_leaves_things_alone() -> None:
+    thing = Thing("square", "green", 0.12, (0.5, 0.5), "still", 0.0, 0, FRAMES)
+    shown = draw([Clip(5, (), (thing,))])[0]
+    red, green, blue = shown[:, :, :20].mean((2, 3)).unbind(1)  # of the top, where nothing is
+    rise = 0.15 * torch.linspace(-1, 1, FRAMES)
+    assert (red - red.mean() - rise).abs().max() < 1e-4
+    assert (blue - blue.mean() + rise).abs().max() < 1e-4
+    assert (green - green[0]).abs().max() == 0
+    assert (shown[:, :, 50:60, 50:60] - shown[:1, :, 50:60, 50:60]).abs().max() < 1e-4
 
 
 def test_every_shape_looks_different() -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from holitom_cli.quality.questions import WORDINGS, Question, ask_about
+from holitom_cli.quality.questions import ANSWERS, OPENINGS, WORDINGS, Question, ask_about
 from holitom_cli.quality.world import COLOURS, DIRECTIONS, FRAMES, SHAPES, Clip, Thing, make_clip
 
 HELD_OUT = 2
@@ -58,9 +58,10 @@ def watch(thing: Thing) -> Track:
 
 
 def gaps(question: Question) -> tuple[int, dict[str, str]]:
-    """Which wording a question has, and what fills its gaps."""
+    """Which wording a question has, after its opening, and what fills its gaps."""
+    text = re.sub("|".join(f"^{re.escape(opening)} " for opening in OPENINGS), "", question.text)
     for number, wording in enumerate(WORDINGS[question.kind]):
-        match = re.fullmatch(re.escape(wording).replace(r"\{", "{").replace(r"\}", "}").format(**NAMES), question.text)
+        match = re.fullmatch(re.escape(wording).replace(r"\{", "{").replace(r"\}", "}").format(**NAMES), text)
         if match:
             return number, match.groupdict()
     raise AssertionError(f"{question} has no wording")
@@ -104,6 +105,8 @@ def corner(track: Track) -> str:
 
 def third(track: Track) -> str:
     names = ("beginning", "middle", "end")
+    if any(abs(s.frame - FRAMES * part / 3) < 1 for s in track for part in (1, 2)):
+        raise Unclear("on the border")
     return single({names[next(part for part in (0, 1, 2) if s.frame * 3 < FRAMES * (part + 1))] for s in track})
 
 
@@ -203,10 +206,16 @@ def test_test_wordings_are_never_in_training() -> None:
     assert texts[0].isdisjoint(texts[1])
 
 
+def test_half_of_the_training_questions_have_an_opening_and_no_test_question() -> None:
+    opened = {test: [q.text.startswith(OPENINGS) for asked in ASKED[test] for q in asked] for test in (False, True)}
+    assert 0.45 < sum(opened[False]) / len(opened[False]) < 0.55
+    assert not any(opened[True])
+
+
 def test_wordings_are_all_different() -> None:
     everything = [wording for wordings in WORDINGS.values() for wording in wordings]
     assert len(set(everything)) == len(everything)
-    assert min(map(len, WORDINGS.values())) >= 6
+    assert min(map(len, WORDINGS.values())) >= 20
 
 
 # --- what is asked ---------------------------------------------------------------------------------
@@ -225,6 +234,7 @@ def test_an_answer_is_among_its_choices() -> None:
     for asked in ASKED[True]:
         for question in asked:
             assert question.choices.count(question.answer) == 1
+            assert set(question.choices) <= set(ANSWERS)
             assert len(set(question.choices)) == len(question.choices) >= 2
 
 
