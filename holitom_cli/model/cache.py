@@ -18,6 +18,7 @@ class StaticCache:
     def __init__(self, depth: int, room: int) -> None:
         """A cache for `depth` layers with space for `room` tokens after the prompt."""
         self.room = room
+        self.active: Tensor | int = 1  # tokens that a step adds to each row: 1, or (B,) with 0 where nobody is
         self.keys: list[Tensor] = [torch.empty(0)] * depth  # each (B, Hkv, S, d)
         self.values: list[Tensor] = [torch.empty(0)] * depth
         self.lengths: list[Tensor] = [torch.empty(0)] * depth  # each (B,) int64; layers of equal length share one
@@ -62,3 +63,78 @@ class StaticCache:
         shared = layer > 0 and self.keys[layer - 1].shape == shape and self.keys[layer - 1].device == key.device
         own = torch.full((batch,), length, device=key.device)
         self.lengths[layer] = self.lengths[layer - 1] if shared else own
+
+
+class RowCache(StaticCache):
+    """A cache whose rows are answers that come and go, each with lengths of its own.
+
+    A row enters with the keys and values of its prompt, and its place is free again when it leaves. Free rows compute
+    too, on nothing and for nobody. Buffers are replaced where a longer prompt enters; `version` counts that, for
+    whoever has captured their addresses.
+    """
+
+    _BLOCK = 256  # buffers grow by as many tokens, so that few prompts make them grow
+
+    def __init__(self, depth: int, rows: int) -> None:
+        """A cache for `depth` layers with room for `rows` answers at a time."""
+        super().__init__(depth, 0)
+        self.version = 0
+        self.active: Tensor = torch.zeros(rows, dtype=torch.int64)
+        self._first = {0}  # layers whose lengths are, or have been, others than those of the layer before
+
+    @torch.inference_mode()
+    def enter(self, row: int, prompt: StaticCache) -> None:
+        """Copy the one row of a prompt's cache, which nothing has been appended to, into a free row."""
+        lengths = [keys.shape[2] - prompt.room for keys in prompt.keys]
+        self._make_room(prompt)
+        self._tell_apart(lengths, prompt)
+        for layer, length in enumerate(lengths):
+            for buffers, filled in ((self.keys, prompt.keys), (self.values, prompt.values)):
+                buffers[layer][row, :, :length] = filled[layer][0, :, :length]
+                buffers[layer][row, :, length:] = 0  # an answer before this one may have left a NaN
+            self.lengths[layer][row] = length
+        self.active[row] = 1
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Free a row."""
+        for length in self.lengths:
+            length[row] = 0
+        self.active[row] = 0
+
+    def _grow(self, tokens: int) -> None:
+        steps = self.active * tokens
+        for length in {id(length): length for length in self.lengths}.values():
+            length.add_(steps.to(length.device))
+
+    def _make_room(self, prompt: StaticCache) -> None:
+        """Replace the buffers that this prompt and its answer do not fit in."""
+        for layer, keys in enumerate(prompt.keys):
+            held = self.keys[layer].shape[2] if self.keys[layer].numel() else 0
+            if keys.shape[2] <= held:
+                continue
+            slots = -(-keys.shape[2] // self._BLOCK) * self._BLOCK
+            shape = (len(self.active), keys.shape[1], slots, keys.shape[3])
+            for buffers, like in ((self.keys, keys), (self.values, prompt.values[layer])):
+                larger = like.new_zeros(shape)
+                if held:
+                    larger[:, :, :held] = buffers[layer]
+                buffers[layer] = larger
+            self.version += 1
+
+    def _tell_apart(self, lengths: list[int], prompt: StaticCache) -> None:
+        """Give layers that differ in this prompt a tensor of lengths of their own; the others share one."""
+        depth = range(1, len(lengths))
+        places = [keys.device for keys in prompt.keys]
+        first = {at for at in depth if lengths[at] != lengths[at - 1] or places[at] != places[at - 1]}
+        started = bool(self.lengths[0].numel())
+        if started and first <= self._first:
+            return
+        self._first |= first
+        self.active = self.active.to(places[0])
+        for layer, place in enumerate(places):
+            if layer in self._first:
+                known = self.lengths[layer] if started else torch.zeros_like(self.active, device=place)
+                shared = known.clone()
+            self.lengths[layer] = shared
+        self.version += 1

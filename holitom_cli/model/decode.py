@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holitom_cli.errors import GenerationError
-from holitom_cli.model.cache import StaticCache
+from holitom_cli.model.cache import RowCache, StaticCache
 from holitom_cli.model.prefill import Prefill
 from holitom_cli.types import Generation
 
@@ -41,7 +41,7 @@ def decode_one_token(language_model: Any, lm_head: Any, cache: StaticCache, toke
 
 
 class DecodeStep:
-    """`decode_one_token` for one answer: its first tokens one by one, a longer one from a CUDA graph.
+    """`decode_one_token` again and again: the first tokens one by one, what follows from a CUDA graph.
 
     Launching the kernels of a step takes the host longer than the GPU needs to run them; a graph launches them at
     once. Capturing it costs about as much as one step, so very short answers do without.
@@ -49,15 +49,16 @@ class DecodeStep:
 
     EAGER_STEPS = 3  # these also let the libraries allocate what a capture must not
 
-    def __init__(self, language_model: Any, lm_head: Any, state: Prefill) -> None:
-        self._parts = (language_model, lm_head, state.cache)
-        self._position = state.next_position.clone()
-        self._token = torch.zeros_like(self._position)
+    def __init__(self, language_model: Any, lm_head: Any, cache: StaticCache, position: Tensor) -> None:
+        """A step that appends to `cache` and counts `position` (B,) up in place."""
+        self._parts = (language_model, lm_head, cache)
+        self._position = position
+        self._token = torch.zeros_like(position)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits = state.logits
+        self._logits = torch.empty(0)
         self._steps = 0
         devices = {parameter.device for parameter in language_model.parameters()}
-        self._graphable = devices == {state.logits.device} and state.logits.is_cuda
+        self._graphable = devices == {position.device} and position.is_cuda
 
     @torch.inference_mode()
     def __call__(self, token: Tensor) -> Tensor:
@@ -66,19 +67,57 @@ class DecodeStep:
         self._steps += 1
         if not self._graphable or self._steps <= self.EAGER_STEPS:
             return self._run()
-        with torch.cuda.device(self._logits.device):  # replay uses the current device's stream
+        with torch.cuda.device(self._position.device):  # replay uses the current device's stream
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                # A stream of our own: torch's is made once, on the GPU that a process captures on first.
-                with torch.cuda.graph(self._graph, stream=torch.cuda.Stream()):
+                # A stream of our own: torch's is made once, on the GPU that a process captures on first. What other
+                # threads do meanwhile, as resizing the next clip's pictures, is no part of the capture.
+                stream = torch.cuda.Stream()
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     self._logits = self._run()
             self._graph.replay()
         return self._logits
 
     def _run(self) -> Tensor:
         logits = decode_one_token(*self._parts, self._token, self._position)
-        self._position.add_(1)
+        self._position.add_(self._parts[2].active)
         return logits
+
+
+class RowDecoder:
+    """Several answers at once, each as long as it is: rows enter with their prompts and leave when they end.
+
+    Every row has the positions and lengths of its own prompt, so its logits are those that it would have alone.
+    """
+
+    def __init__(self, language_model: Any, lm_head: Any, rows: int) -> None:
+        """A decoder of at most `rows` answers at a time."""
+        self._parts = (language_model, lm_head)
+        self._cache = RowCache(len(language_model.layers), rows)
+        self._position = torch.zeros(rows, dtype=torch.int64)  # (B,) original positions
+        self._step: tuple[int, DecodeStep] | None = None
+        self.free = list(range(rows - 1, -1, -1))  # rows without an answer, the next to be taken last
+
+    @torch.inference_mode()
+    def enter(self, state: Prefill) -> int:
+        """Take a free row for the answer to a prompt of one row; returns which."""
+        self._position = self._position.to(state.next_position.device)
+        self._cache.enter(self.free[-1], state.cache)
+        self._position[self.free[-1]] = state.next_position[0]
+        return self.free.pop()
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Give a row back."""
+        self._cache.leave(row)
+        self._position[row] = 0
+        self.free.append(row)
+
+    def step(self, token: Tensor) -> Tensor:
+        """Append each row's token (B,), anything for free rows, and return the logits (B, V) until the next call."""
+        if self._step is None or self._step[0] != self._cache.version:
+            self._step = (self._cache.version, DecodeStep(*self._parts, self._cache, self._position))
+        return self._step[1](token)
 
 
 def choose(logits: Tensor, generation: Generation, generator: torch.Generator | None) -> Tensor:
@@ -104,7 +143,7 @@ def generate(
     generator = None
     if generation.temperature > 0:
         generator = torch.Generator(state.logits.device).manual_seed(generation.seed)
-    logits, step = state.logits, DecodeStep(language_model, lm_head, state)
+    logits, step = state.logits, DecodeStep(language_model, lm_head, state.cache, state.next_position.clone())
     for count in range(1, generation.max_new_tokens + 1):
         token = choose(logits, generation, generator)
         value = int(token[0])

@@ -117,7 +117,7 @@ def compare_graph(model: Model, frames: Frames, steps: int = 32) -> dict[str, fl
     def logits(eager_steps: int, shift: int = 0) -> tuple[torch.Tensor, float]:
         state = prefill(*parts, embeds, span, reductions, room=steps)
         state.next_position.add_(shift)
-        step = DecodeStep(*parts, state)
+        step = DecodeStep(*parts, state.cache, state.next_position.clone())
         step.EAGER_STEPS = eager_steps
         rows = [step(token).float().clone() for token in tokens[: steps // 2]]
         torch.cuda.synchronize()
