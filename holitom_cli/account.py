@@ -112,7 +112,7 @@ def _timings(watched: Watched, clock: Clock, spoken: Spoken) -> Timings:
     stages = {**watched.frames.timings_ms, **watched.clock.milliseconds(), **clock.milliseconds()}
     return Timings(
         stages_ms=stages,
-        ttft_ms=sum(stages[name] for name in ("vision", "compress", "prefill", "sample")),
+        ttft_ms=sum(stages.get(name, 0.0) for name in ("vision", "compress", "prefill", "sample")),
         tpot_ms=spoken.seconds * 1000 / later if later else None,
         time_to_answer_s=sum(stages.values()) / 1000 + spoken.seconds,
     )

@@ -129,7 +129,7 @@ def _ways(sampling: Sampling) -> dict[str, bool]:
 class Frames:
     """Decoded, upright RGB frames and where in the clip they stand."""
 
-    pixels: ByteArray  # (F, H, W, 3) uint8; of the size that a model wants where they were read for one
+    pixels: ByteArray  # (F, H, W, 3) uint8; as large as a model wants where they were read for one, 0 x 0 if cached
     seconds: FloatArray  # (F,) presentation time from the clip's first frame
     indices: IntArray | None = None  # (F,) frame numbers in presentation order
     video: VideoInfo | None = None
@@ -138,6 +138,7 @@ class Frames:
     frames_missing: int = 0  # frames asked for that could not be read
     sampling: Sampling | None = None  # what was asked for; None where frames were passed in
     moved_seconds: float = 0.0  # the furthest that a frame is from where it was asked for, with key frames alone
+    cached: bool = False  # nothing was decoded: the compressed tokens were kept from an earlier question
     warnings: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # stages "probe" and "decode"
 

@@ -62,7 +62,8 @@ def _option(option: Any) -> list[str]:
     default = "" if option.default is None or option.is_flag else f"{option.default}"
     if isinstance(option.show_default, str):
         default = option.show_default
-    variable = f"`{option.envvar}`" if option.envvar else ""
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar or []
+    variable = ", ".join(f"`{name}`" for name in variables)
     return [names + value, option.help, default, variable]
 
 

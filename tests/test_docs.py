@@ -292,7 +292,8 @@ def test_environment_variables_are_known() -> None:
     from holitom_cli.cli.app import app
 
     group: Any = typer.main.get_command(app)
-    known = {parameter.envvar for command in group.commands.values() for parameter in command.params}
+    listed = [parameter.envvar for command in group.commands.values() for parameter in command.params]
+    known = {name for names in listed for name in ([names] if isinstance(names, str) else names or [])}
     named = {name for path in DOCUMENTS for name in re.findall(r"HOLITOM_[A-Z_]+[A-Z]", path.read_text("utf-8"))}
     assert named
     assert named <= known
@@ -442,7 +443,7 @@ def test_example_method_answers(stride: ModuleType, demo_clip: Path) -> None:
     model, whole = load_model(RANDOM, device="cpu"), video.read(demo_clip, 32)
     frames = Frames(whole.pixels[::8], whole.seconds[::8])
 
-    def answer(method: str, **settings: int) -> Answer:
+    def answer(method: str, **settings: Any) -> Answer:
         return ask(model, watch(model, frames, method=method, **settings), "What happens?", max_new_tokens=6)
 
     full, every_seventh = answer("full"), answer("stride", halve_layer=4)

@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "types": {"errors"},
     "clock": set(),
     "flops": {"types"},
+    "cache": {"errors", "types"},
     "algebra": set(),
     "video": {"errors", "types"},
     "methods": {"errors", "types", "algebra"},
@@ -33,11 +34,11 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "check": {"types", "methods", "model"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
-    "batch": {"errors", "types", "video", "methods", "model", "pipeline"},  # clips are read ahead of the model
+    "batch": {"__init__", "errors", "types", "clock", "cache", "methods", "model", "account", "pipeline"},
     "report": {"errors", "types"},
     "cli": {
-        "__init__", "errors", "types", "video", "methods", "model", "account", "pipeline", "quality", "batch",
-        "report", "check",
+        "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",
+        "batch", "report", "check",
     },
     "__init__": {"methods", "model", "pipeline"},
     "__main__": {"cli"},

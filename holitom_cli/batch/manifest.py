@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holitom_cli.errors import BatchError, UsageError
+
+if TYPE_CHECKING:
+    from holitom_cli.methods import Method
+    from holitom_cli.model.loading import Checkpoint
+    from holitom_cli.types import Sampling
 
 ENDINGS = frozenset(
     f".{ending}"
@@ -57,6 +63,23 @@ def question_key(clip: str, question: str, settings: Mapping[str, Any]) -> str:
     """The key of one row: the same clip, question, settings and model give the same key."""
     everything = json.dumps([clip, question, settings], sort_keys=True, ensure_ascii=False)
     return blake2b(everything.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
+def watched_key(clip: str, checkpoint: Checkpoint, where: Sequence[str], method: Method, sampling: Sampling) -> str:
+    """The key of a compressed clip: everything that its tokens depend on, `where` being the device and the dtype."""
+    from holitom_cli import __version__, methods
+    from holitom_cli.account import versions
+    from holitom_cli.cache import FORMAT
+
+    source = checkpoint.source
+    files = sorted(path for path in source.path.iterdir() if path.suffix in (".safetensors", ".json"))
+    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    settings = [methods.name_of(method), asdict(method)]  # type: ignore[call-overload]
+    model = [str(source.path), source.revision, weights, *where]
+    everything = [FORMAT, __version__, versions(), clip, model, settings, asdict(sampling)]
+    return blake2b(
+        json.dumps(everything, sort_keys=True).encode("utf-8", "backslashreplace"), digest_size=16
+    ).hexdigest()
 
 
 def finished_rows(output: Path) -> dict[str, dict[str, Any]]:

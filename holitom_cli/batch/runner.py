@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli import methods, pipeline
-from holitom_cli.batch.manifest import clip_identity, question_key
+from holitom_cli.batch.manifest import clip_identity, question_key, watched_key
+from holitom_cli.clock import Clock
 from holitom_cli.errors import HolitomError, in_a_sentence
 from holitom_cli.types import Answer, Generation, Sampling, Watched
 
 if TYPE_CHECKING:
+    from holitom_cli.cache import Cache
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
 
@@ -26,6 +28,7 @@ class Plan:
     generation: Generation
     sampling: Sampling
     decode_timeout_seconds: float | None = None
+    cache: Cache | None = None  # where compressed clips are kept
     choices: tuple[str, ...] = ()  # answers to choose from; where there are none, one is generated
 
     def settings(self, model: Model) -> dict[str, Any]:
@@ -55,17 +58,17 @@ def run(model: Model, clips: Sequence[Path], plan: Plan, finished: set[str]) -> 
     for clip in clips:
         identity = clip_identity(clip)
         keys = {question_key(identity, question, settings): question for question in plan.questions}
-        items = list(_ask_all(model, clip, plan, {key: keys[key] for key in keys if key not in finished}))
+        items = list(_ask_all(model, clip, plan, identity, {key: keys[key] for key in keys if key not in finished}))
         # What has its answer is not asked again of the same content under another name.
         finished.update(item.key for item in items if isinstance(item.outcome, Answer))
         yield items
 
 
-def _ask_all(model: Model, clip: Path, plan: Plan, questions: Mapping[str, str]) -> Iterator[Item]:
+def _ask_all(model: Model, clip: Path, plan: Plan, identity: str, questions: Mapping[str, str]) -> Iterator[Item]:
     if not questions:
         return
     try:
-        watched = _watch(model, clip, plan)
+        watched = _watch(model, clip, plan, identity)
     except Exception as error:
         told = sentence(error)
         for key, question in questions.items():
@@ -97,7 +100,11 @@ def _sampling_key(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in asdict(sampling).items() if value}
 
 
-def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
+def _watch(model: Model, clip: Path, plan: Plan, identity: str) -> Watched:
+    where = (model.info.dtype, model.device.type)
+    key = watched_key(identity, model.checkpoint, where, plan.method, plan.sampling) if plan.cache else ""
+    if plan.cache and (known := plan.cache.get(key, model.device, clip)):
+        return Watched(*known, plan.method, Clock(model.device))
     frames = pipeline.read(
         model.checkpoint,
         model.device,
@@ -106,4 +113,7 @@ def _watch(model: Model, clip: Path, plan: Plan) -> Watched:
         [plan.method],
         timeout_seconds=plan.decode_timeout_seconds,
     )
-    return pipeline.watch(model, frames, method=plan.method)
+    watched = pipeline.watch(model, frames, method=plan.method)
+    if plan.cache:
+        plan.cache.put(key, watched.frames, watched.visual)
+    return watched

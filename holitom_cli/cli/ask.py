@@ -14,6 +14,7 @@ from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write, write_json
 from holitom_cli.cli.options import (
     AnswerOptions,
+    CacheOptions,
     Choices,
     MethodOptions,
     ModelOptions,
@@ -25,7 +26,7 @@ from holitom_cli.cli.options import (
 from holitom_cli.report.record import document
 from holitom_cli.report.terminal import report, warning_line
 from holitom_cli.report.text import visible
-from holitom_cli.types import Generation
+from holitom_cli.types import Generation, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
 
 
-@command(VideoOptions, SamplingOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions)
 def ask(
     video: VideoOptions,
     sampling: SamplingOptions,
+    kept: CacheOptions,
     model: ModelOptions,
     method: MethodOptions,
     answer: AnswerOptions,
@@ -76,6 +78,7 @@ def ask(
 
     warm_up()
     from holitom_cli import methods, pipeline
+    from holitom_cli.clock import Clock
 
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file, timeout_seconds=video.decode_timeout)
@@ -83,17 +86,25 @@ def ask(
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
         session.check_room(checkpoint, rival, most_frames(wish, info), asked, given)
-    # 2. The model and the frames.
-    loaded, frames = session.load_and_read(model, checkpoint, rivals, file, wish, video.decode_timeout, talk)
+    # 2. The model, and what it sees: what it has seen already, or else the frames.
+    shelf = None if baseline else session.shelf(kept, file, model, checkpoint, chosen, wish)
+    known = shelf.find() if shelf else None
+    if known:
+        loaded, frames = session.load(model, checkpoint, talk), known[0]
+    else:
+        loaded, frames = session.load_and_read(model, checkpoint, rivals, file, wish, video.decode_timeout, talk)
     # 3. The answers.
     if baseline:
-        brief = replace(answer, max_new_tokens=_WARM_UP_TOKENS)
+        brief, quiet_talk = replace(answer, max_new_tokens=_WARM_UP_TOKENS), Talk(quiet=True)
         with talk.busy("Warming up, so that both are timed alike"):
             for rival in rivals:
-                _answers(loaded, frames, rival, asked[:1], given, brief, Talk(quiet=True))
+                _answers(loaded, _watch(loaded, frames, rival, quiet_talk), asked[:1], given, brief, quiet_talk)
     stream = not (json or no_stream)
-    answers = _answers(loaded, frames, chosen, asked, given, answer, talk, stream=stream)
-    full = _answers(loaded, frames, rivals[1], asked, given, answer, talk) if baseline else []
+    seen = Watched(*known, chosen, Clock(loaded.device)) if known else _watch(loaded, frames, chosen, talk)
+    if shelf and not known:
+        shelf.keep(seen, talk)
+    answers = _answers(loaded, seen, asked, given, answer, talk, stream=stream)
+    full = _answers(loaded, _watch(loaded, frames, rivals[1], talk), asked, given, answer, talk) if baseline else []
     # 4. The report.
     if json:
         write_json(document(answers, full))
@@ -105,10 +116,16 @@ def ask(
             talk.insist(warning_line(warning))
 
 
+def _watch(model: Model, frames: Frames, method: Method, talk: Talk) -> Watched:
+    from holitom_cli import pipeline
+
+    with talk.busy("Watching"):
+        return pipeline.watch(model, frames, method=method)
+
+
 def _answers(
     model: Model,
-    frames: Frames,
-    method: Method,
+    watched: Watched,
     questions: Sequence[str],
     choices: Sequence[str],
     options: AnswerOptions,
@@ -118,8 +135,6 @@ def _answers(
 ) -> list[Answer]:
     from holitom_cli import pipeline
 
-    with talk.busy("Watching"):
-        watched = pipeline.watch(model, frames, method=method)
     answers = []
     for question in questions:
         if stream and len(questions) > 1:

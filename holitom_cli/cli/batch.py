@@ -14,6 +14,7 @@ from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write_json
 from holitom_cli.cli.options import (
     AnswerOptions,
+    CacheOptions,
     Choices,
     MethodOptions,
     ModelOptions,
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from holitom_cli.batch.runner import Item
 
 
-@command(VideoOptions, SamplingOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions)
 def batch(
     video: VideoOptions,
     sampling: SamplingOptions,
+    kept: CacheOptions,
     model: ModelOptions,
     method: MethodOptions,
     answer: AnswerOptions,
@@ -71,9 +73,9 @@ def batch(
     from holitom_cli.batch import manifest, runner
 
     generation = pipeline.check_generation(Generation(**asdict(answer)))
-    clips = manifest.find_clips(paths)
+    clips, cache = manifest.find_clips(paths), kept.open()
     finished = set(manifest.finished_rows(output)) if output else set()
-    plan = runner.Plan(asked, chosen, generation, wish, video.decode_timeout, given)
+    plan = runner.Plan(asked, chosen, generation, wish, video.decode_timeout, cache, given)
     with _rows(output) as add, progress(talk, len(clips)) as step:
         checkpoint = session.find_checkpoint(model, chosen, talk)
         session.check_room(checkpoint, chosen, 1, asked, given)
@@ -91,6 +93,8 @@ def batch(
                 (item.outcome.frames.warnings for item in items if isinstance(item.outcome, Answer)), ()
             ):
                 talk.say(warning_line(f"{clip}: {warning}"))
+    if cache and cache.trouble:
+        talk.say(warning_line(cache.trouble))
     talk.say(", ".join(f"{count} {what}" for what, count in tally.items()))
     if tally["failed"]:
         raise typer.Exit(SOME_FAILED)

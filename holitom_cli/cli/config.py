@@ -9,10 +9,17 @@ from typing import Any
 
 import typer
 
-from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, SamplingOptions, VideoOptions
+from holitom_cli.cli.options import (
+    AnswerOptions,
+    CacheOptions,
+    MethodOptions,
+    ModelOptions,
+    SamplingOptions,
+    VideoOptions,
+)
 from holitom_cli.errors import UsageError, reason
 
-_GROUPS = (VideoOptions, SamplingOptions, ModelOptions, MethodOptions, AnswerOptions)
+_GROUPS = (VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions)
 
 
 def config_file() -> Path:

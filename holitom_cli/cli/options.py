@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -16,6 +18,7 @@ from holitom_cli.cli.failure import errors_in_a_sentence
 from holitom_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from holitom_cli.cache import Cache
     from holitom_cli.methods import Method
     from holitom_cli.types import Sampling
 
@@ -29,6 +32,7 @@ def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
     return typer.Option(name, help=help_text, rich_help_panel=panel, envvar=variable, **more)
 
 
+_CACHES = {"darwin": "Library/Caches", "win32": "AppData/Local"}
 _IN_VIDEO: dict[str, Any] = {"rich_help_panel": _VIDEO, "show_default": False}
 
 
@@ -47,6 +51,36 @@ class VideoOptions:
             show_default="by the clip's length",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Whether and where what was seen of a clip is kept."""
+
+    no_cache: Annotated[
+        bool,
+        _option("--no-cache", "Look at the clip again, and keep nothing of it.", _VIDEO),
+    ] = False
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            help="Keep what was seen of clips in a folder holitom in this one.",
+            rich_help_panel=_VIDEO,
+            envvar=["HOLITOM_CACHE_DIR", "XDG_CACHE_HOME"],
+            show_default="the user's cache directory",
+        ),
+    ] = None
+
+    def open(self) -> Cache | None:
+        """The cache, None where there is to be none."""
+        from holitom_cli.cache import Cache
+
+        return None if self.no_cache else Cache(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        return (self.cache_dir or Path.home() / _CACHES.get(sys.platform, ".cache")) / "holitom"
 
 
 class SamplingWay(StrEnum):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from holitom_cli.cli.console import Talk
-from holitom_cli.cli.options import ModelOptions, VideoOptions
+from holitom_cli.cli.options import CacheOptions, ModelOptions, VideoOptions
 from holitom_cli.errors import UsageError, reason
+from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import size
 
 if TYPE_CHECKING:
     import torch
 
+    from holitom_cli.cache import Cache
     from holitom_cli.methods import Method
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
-    from holitom_cli.types import Frames, Sampling
+    from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
 
 _EXAMPLE = 'As in: -q "What happens?"'
 
@@ -90,6 +93,40 @@ def load_and_read(
             raise
         with talk.busy("Reading frames"):
             return model, reading.result()
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The place in the cache for what a method makes of a clip."""
+
+    cache: Cache
+    key: str
+    device: torch.device
+    clip: str
+
+    def find(self) -> tuple[Frames, VisualTokens] | None:
+        return self.cache.get(self.key, self.device, self.clip)
+
+    def keep(self, watched: Watched, talk: Talk) -> None:
+        self.cache.put(self.key, watched.frames, watched.visual)
+        if self.cache.trouble:
+            talk.insist(warning_line(self.cache.trouble))
+
+
+def shelf(
+    kept: CacheOptions, clip: str, options: ModelOptions, checkpoint: Checkpoint, method: Method, sampling: Sampling
+) -> Shelf | None:
+    """Where what is seen is kept; None where it is not, as of a model that is spread over several devices."""
+    cache = kept.open()
+    if cache is None or options.device_map:
+        return None
+    from holitom_cli.batch.manifest import clip_identity, watched_key
+    from holitom_cli.model.device import choose_device, choose_dtype
+
+    device = choose_device(options.device)
+    where = (str(choose_dtype(options.dtype, device)).removeprefix("torch."), device.type)
+    key = watched_key(clip_identity(Path(clip)), checkpoint, where, method, sampling)
+    return Shelf(cache, key, device, clip)
 
 
 def check_room(

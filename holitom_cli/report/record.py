@@ -90,6 +90,7 @@ def _sampling(frames: Frames) -> dict[str, Any]:
         "mode": wish.mode if wish else "given",
         "settings": {name: value for name, value in asdict(wish).items() if value} if wish else {},
         "moved_s": frames.moved_seconds,
+        "cached": frames.cached,
         "frames_requested": len(frames) + frames.frames_missing,
         "frames": len(frames),
         "frames_missing": frames.frames_missing,

@@ -151,7 +151,7 @@ def _header(answer: Answer) -> RenderableType:
     rows: list[tuple[str, str | Text]] = [
         *_video(answer.frames),
         ("frames", _sampling(answer.frames)),
-        ("decoder", f"{answer.frames.decoder}: {answer.frames.decoder_reason}"),
+        ("decoder", _decoder(answer.frames)),
         *_model(answer.model),
         ("method", f"{answer.method} ({settings})" if settings else answer.method),
     ]
@@ -185,6 +185,12 @@ def _sampling(frames: Frames) -> Text:
     if frames.frames_missing:
         line.append(f", {text.count(frames.frames_missing)} could not be read", "yellow")
     return line
+
+
+def _decoder(frames: Frames) -> str:
+    if frames.cached:
+        return f"none: what was seen was kept from an earlier question ({frames.decoder} read it then)"
+    return f"{frames.decoder}: {frames.decoder_reason}"
 
 
 def _how_sampled(frames: Frames) -> str:

@@ -119,7 +119,7 @@ def parent(value: Json, path: tuple[str | int, ...]) -> Any:
     return inner
 
 
-LATER = {("sampling", "mode"), ("sampling", "settings"), ("sampling", "moved_s"), ("video", "mirrored")}
+LATER = {("sampling", name) for name in ("mode", "settings", "moved_s", "cached")} | {("video", "mirrored")}
 
 
 def documents() -> list[Json]:
