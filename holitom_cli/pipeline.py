@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -166,7 +166,32 @@ def ask(
     Raises:
         HolitomError: the question, the settings, the model's positions or the GPU's memory do not allow it.
     """
-    generation = check_generation(Generation(max_new_tokens, temperature, top_p, seed))
+    begun = begin(model, watched, question, Generation(max_new_tokens, temperature, top_p, seed))
+    # 7. The answer, token by token.
+    with torch.inference_mode(), _memory_advice(model):
+        spoken = _speak(model, begun.state, begun.generation, begun.clock, on_text)
+    # 8. The account.
+    return conclude(model, begun, spoken)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A question behind its prefill: what is left to do is its answer."""
+
+    watched: Watched
+    question: str
+    generation: Generation  # no longer than the model's positions allow
+    state: Prefill
+    clock: Clock  # stage prefill
+
+
+def begin(model: Model, watched: Watched, question: str, generation: Generation) -> Begun:
+    """Run a question's prompt through the model, up to the logits of the answer's first token.
+
+    Raises:
+        HolitomError: as `ask`.
+    """
+    generation = check_generation(generation)
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 5. The prompt.
@@ -175,10 +200,12 @@ def ask(
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
         state = _prefill(model, watched, embeds, span, clock, room=generation.max_new_tokens)
-        # 7. The answer, token by token.
-        spoken = _speak(model, state, generation, clock, on_text)
-    # 8. The account.
-    return account.answer(model, watched, question, generation, state, spoken, clock)
+    return Begun(watched, question, generation, state, clock)
+
+
+def conclude(model: Model, begun: Begun, spoken: Spoken) -> Answer:
+    """The answer to a question that was begun, from what the model said; its clock has a stage sample by now."""
+    return account.answer(model, begun.watched, begun.question, begun.generation, begun.state, spoken, begun.clock)
 
 
 def choose(model: Model, watched: Watched, question: str, choices: Sequence[str]) -> Answer:
