@@ -76,6 +76,7 @@ def read(
     rivals: Sequence[Method],
     *,
     timeout_seconds: float | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
 ) -> Frames:
     """Decode the frames that `sampling` picks, each resized for the checkpoint as soon as it is there.
 
@@ -86,6 +87,7 @@ def read(
         sampling: which frames.
         rivals: the methods that will compress them.
         timeout_seconds: how long a decoder may take; by default it grows with the clip.
+        on_frame: hears after each frame how many there are, and of how many.
 
     Raises:
         HolitomError: the file cannot be read, or its frames do not fit the model's positions with one of the methods.
@@ -96,7 +98,7 @@ def read(
             check_room(checkpoint, method, count)
 
     shrink = preprocess.shrinker(checkpoint.preprocessor, device)
-    return video.read(path, sampling, timeout_seconds=timeout_seconds, accept=accept, shrink=shrink)
+    return video.read(path, sampling, timeout_seconds=timeout_seconds, accept=accept, shrink=shrink, on_frame=on_frame)
 
 
 def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) -> Seen:

@@ -49,6 +49,16 @@ class Talk:
             self.console.print(Text(what))
             yield lambda: None
 
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """The same for work with a number; to be told how much is done, and of how much."""
+        if self.console.is_terminal and not self.quiet:
+            with self.console.status(Text(what)) as status:
+                yield lambda done, total: status.update(Text(f"{what}: {done} of {total}") if total else Text(what))
+        else:
+            self.say(Text(what))
+            yield lambda *_: None
+
 
 def write(text: str) -> None:
     """Data for whoever reads stdout. Control characters that a model makes up do not act on a terminal."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Checkpoint, Model
     from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
 
+_LOOK_SECONDS = 0.2
 _EXAMPLE = 'As in: -q "What happens?"'
 
 
@@ -75,23 +76,34 @@ def load_and_read(
     talk: Talk,
 ) -> tuple[Model, Frames]:
     """Read the weights, and the frames at the same time: the decoder works in another process."""
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     from holitom_cli import pipeline
     from holitom_cli.model.device import choose_device
     from holitom_cli.video import stop_workers
 
-    device = choose_device(options.device)
-    with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(
-            pipeline.read, checkpoint, device, file, sampling, rivals, timeout_seconds=timeout_seconds
+    count = (0, 0)
+
+    def listen(done: int, total: int) -> None:
+        nonlocal count
+        count = done, total
+
+    def read() -> Frames:
+        device = choose_device(options.device)
+        return pipeline.read(
+            checkpoint, device, file, sampling, rivals, timeout_seconds=timeout_seconds, on_frame=listen
         )
+
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(read)
         try:
             model = load(options, checkpoint, talk)
         except BaseException:
             stop_workers()  # else the executor would wait for the frames
             raise
-        with talk.busy("Reading frames"):
+        with talk.counting("Reading frames") as show:
+            while wait([reading], timeout=_LOOK_SECONDS).not_done:
+                show(*count)
             return model, reading.result()
 
 

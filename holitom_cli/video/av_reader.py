@@ -149,6 +149,9 @@ class Clip:
             announced = clock_seconds(stream.metadata.get("DURATION", ""))
             if kind == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
                 announced = stream.frames * float(stream.time_base or 0)
+            indexed, length = indexed_count(container, stream), duration_seconds(container, stream)
+            if "mp4" in kind and indexed is None:  # nothing else would tell that it is cut off: before av 17, fragments
+                announced = (length or 0.0) + float((stream.start_time or 0) * (stream.time_base or 0))
             return Facts(
                 format=kind,
                 codec=context.codec.canonical_name,
@@ -156,10 +159,10 @@ class Clip:
                 size=(first.width, first.height),
                 rotation=rotation,
                 mirrored=mirrored,
-                duration_seconds=duration_seconds(container, stream),
+                duration_seconds=length,
                 announced_seconds=announced,
                 rate=float(stream.average_rate or stream.guessed_rate or 0),
-                indexed=indexed_count(container, stream),
+                indexed=indexed,
             )
 
     @cached_property

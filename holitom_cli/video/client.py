@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from holitom_cli.types import ByteArray, IntArray
 
     Shrink = Callable[[ByteArray], ByteArray]
+    OnFrame = Callable[[int, int], None]
 
 Decoder = Literal["auto", "decord", "av"]
 
 PROBE_SECONDS = 30.0
 SLOWEST_DISK_BYTES_PER_SECOND = 20e6  # some containers must be read whole before their frames are known
 DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is faster than that
-ARENA_BYTES = 256 * 1024**2  # of pictures at full size that wait for the parent
+ARENA_BYTES = 128 * 1024**2  # of pictures at full size that wait for the parent
 FEWEST_CELLS = 4
 ROW_PADDING_BYTES = 128  # FFmpeg ends rows where its vector instructions like it
 MORE_TIME = "Allow more time (--decode-timeout), or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
@@ -60,14 +61,16 @@ def read(
     decoder: Decoder = "auto",
     accept: Callable[[int], None] | None = None,
     shrink: Shrink | None = None,
+    on_frame: OnFrame | None = None,
 ) -> Frames:
     """Decode upright RGB frames of a clip: those that `sampling` picks, or so many evenly spread ones.
 
     `timeout_seconds` bounds each stage and each decoder; by default it grows with the clip. `decoder` names the
     only one to use; "auto" takes av, and decord where it is exact when av fails. Frames that cannot be read are left
     out, counted and warned about. `accept` sees how many frames there will be and may raise before one is decoded.
-    `shrink` makes of each picture (H, W, 3) what is kept of it, so that only few are in memory at full size. Raises
-    VideoError when none can be read, UsageError for a sampling that means none.
+    `shrink` makes of each picture (H, W, 3) what is kept of it, so that only few are in memory at full size.
+    `on_frame` hears after each frame how many there are, and of how many. Raises VideoError when none can be read,
+    UsageError for a sampling that means none.
     """
     started = time.perf_counter()
     file = readable_file(path)
@@ -76,7 +79,7 @@ def read(
         probed_at = time.perf_counter()
         patience = DECODE_SECONDS + info.duration_seconds if timeout_seconds is None else timeout_seconds
         wish = Sampling(num_frames=sampling) if isinstance(sampling, int) else sampling
-        task = Task(worker, info, wish, patience, shrink)
+        task = Task(worker, info, wish, patience, shrink, on_frame)
         if accept is not None:
             accept(len(task.indices))
         shots, used, reason = task.run(decoder)
@@ -172,10 +175,17 @@ class Task:
     """Reading the sampled frames of one probed clip."""
 
     def __init__(
-        self, worker: Worker, info: VideoInfo, sampling: Sampling, timeout_seconds: float, shrink: Shrink | None
+        self,
+        worker: Worker,
+        info: VideoInfo,
+        sampling: Sampling,
+        timeout_seconds: float,
+        shrink: Shrink | None,
+        on_frame: OnFrame | None,
     ) -> None:
         import numpy as np
 
+        self._on_frame = on_frame or (lambda *_: None)
         self._worker, self._info, self._timeout_seconds, self._shrink = worker, info, timeout_seconds, shrink
         request = {"op": "plan", "path": info.path, "sampling": asdict(sampling)}
         try:
@@ -243,6 +253,7 @@ class Task:
         while "done" not in (reply := worker.receive(deadline)):
             shots.place(reply, memory, cell_bytes)
             worker.free(reply["cell"])
+            self._on_frame(int(shots.filled.sum()), len(shots.filled))
         if not shots.filled.any():
             raise WorkerError("could read no frame")
         return shots

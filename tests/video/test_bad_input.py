@@ -12,7 +12,8 @@ import pytest
 from av.stream import Disposition
 
 from holitom_cli.errors import UsageError, VideoError
-from holitom_cli.video import client, probe, read
+from holitom_cli.types import Sampling
+from holitom_cli.video import av_reader, client, probe, read
 from tests import clips
 
 
@@ -196,6 +197,23 @@ def test_mp4_cut_off_is_answered_from_what_is_there(clip: Path, tmp_path: Path, 
     assert frames.warnings[0] == f"{frames.frames_missing} of 32 frames could not be read; the file seems cut off."
     assert clips.numbers_in(frames.pixels) == frames.indices.tolist() == uniform(120, 32)[: len(frames)]
     np.testing.assert_allclose(frames.seconds, frames.indices / 25, atol=1e-9)
+
+
+@pytest.mark.parametrize("version", ["before av 17", "from av 17 on"])
+def test_a_cut_off_mp4_is_told_without_its_index_too(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Before av 17 nobody sees the index: the frames that are there are all that are known of."""
+    if version == "before av 17":
+        monkeypatch.setattr(av_reader, "indexed_count", lambda *_: None)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size * 6 // 10])
+    found = av_reader.Clip(str(cut)).plan(Sampling(num_frames=4))
+    if version == "before av 17":
+        assert found["ends_early"].endswith("of 4.8 s; it seems cut off.")
+    else:
+        assert found["cut_off"]
+    assert av_reader.Clip(str(clip)).plan(Sampling(num_frames=4))["ends_early"] is None
 
 
 def test_mp4_with_nothing_but_its_index(clip: Path, tmp_path: Path) -> None:
