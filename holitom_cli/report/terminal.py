@@ -29,8 +29,8 @@ _KINDS = {
     "local": "local weights",
 }
 _CHART_COLUMNS = 100  # on a wider terminal longer bars would say nothing more
-_TTFT_STAGES = ("vision", "compress", "prefill", "sample")
-_STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
+TTFT_STAGES = ("vision", "compress", "prefill", "sample")
+STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
 
 
 def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> RenderableType:
@@ -41,7 +41,7 @@ def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> Render
     is shorter or longer.
     """
     rivals: Sequence[Answer | None] = baseline or [None] * len(answers)
-    shared = _shared_stages(answers)
+    shared = shared_stages(answers)
     common = [render for same, render in _PARTS if len({same(answer) for answer in answers}) == 1]
     own = [render for same, render in _PARTS if len({same(answer) for answer in answers}) > 1]
     parts: list[RenderableType] = [_header(answers[0]), *_warnings([*answers, *baseline])]
@@ -62,7 +62,7 @@ def summary(answers: Sequence[Answer]) -> RenderableType:
 
     `answers` are two or more, and share the clip, the checkpoint and the method.
     """
-    first, stages = answers[0], _shared_stages(answers)
+    first, stages = answers[0], shared_stages(answers)
     for_the_clip = sum(stages.values())
     stages[f"{text.count(len(answers))} answers"] = sum(
         1000 * answer.timings.time_to_answer_s - for_the_clip for answer in answers
@@ -119,7 +119,7 @@ def _section(title: str, *body: RenderableType, note: str = "") -> RenderableTyp
     return Group(heading, Padding(Group(*body), (0, 0, 1, 2)))
 
 
-def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+def _facts(rows: Iterable[tuple[str, str | Text]] | Iterable[tuple[str, str]]) -> Table:
     """Labels and values; where room is short the wider of the two wraps first."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", overflow="fold")
@@ -144,18 +144,25 @@ def _chart(figures: int) -> Table:
 # --- what the questions share ----------------------------------------------------------------
 
 
+def title(frames: Frames) -> str:
+    """What the clip is called."""
+    return PurePath(frames.video.path).name if frames.video else "frames from memory"
+
+
 def _header(answer: Answer) -> RenderableType:
-    video = answer.frames.video
-    title = PurePath(video.path).name if video else "frames from memory"
+    return _section(title(answer.frames), _facts(header_rows(answer)))
+
+
+def header_rows(answer: Answer) -> list[tuple[str, str | Text]]:
+    """Which file, frames, decoder, checkpoint and method, as labels and values."""
     settings = ", ".join(f"{name} {value}" for name, value in answer.method_settings.items())
-    rows: list[tuple[str, str | Text]] = [
+    return [
         *_video(answer.frames),
         ("frames", _sampling(answer.frames)),
         ("decoder", _decoder(answer.frames)),
         *_model(answer.model),
         ("method", f"{answer.method} ({settings})" if settings else answer.method),
     ]
-    return _section(title, _facts(rows))
 
 
 def _video(frames: Frames) -> list[tuple[str, str | Text]]:
@@ -228,7 +235,7 @@ def _warnings(answers: Sequence[Answer]) -> list[RenderableType]:
 def _funnel(answer: Answer) -> RenderableType:
     tokens = answer.tokens
     chart = _chart(figures=2)
-    for label, left in _funnel_rows(tokens):
+    for label, left in funnel_rows(tokens):
         share = left / tokens.original
         chart.add_row(Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
     newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
@@ -240,7 +247,8 @@ def _funnel(answer: Answer) -> RenderableType:
     )
 
 
-def _funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
+def funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
+    """How many visual tokens are left after each step, the newline token among those inside the model."""
     rows = [(f"{text.counted(tokens.frames, 'frame')} x {tokens.patches_per_frame} patches", tokens.original)]
     rows += list(tokens.funnel[1:])
     rows += [(f"inside, from layer {layer}", left) for layer, left in tokens.inside]
@@ -264,7 +272,7 @@ _PARTS: tuple[tuple[Callable[[Answer], Hashable], Callable[[Answer], RenderableT
 )
 
 
-def _shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
+def shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
     """Stages that several questions report with the same time, because they ran once.
 
     None for a single question: its stages are read best in one piece.
@@ -280,12 +288,13 @@ def _question(answer: Answer, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
     prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
-    facts = _facts([("asked", answer.question), ("prompt", prompt), ("answer", _ending(answer))])
+    facts = _facts([("asked", answer.question), ("prompt", prompt), ("answer", ending(answer))])
     title = f"Question {number} of {total}" if total > 1 else "Question"
     return _section(title, facts, *([Text(), _choices(answer.choices)] if answer.choices else []))
 
 
-def _ending(answer: Answer) -> str:
+def ending(answer: Answer) -> str:
+    """How the answer came to its end."""
     if answer.choices:
         return f"the likeliest of {text.count(len(answer.choices))} choices, nothing was generated"
     limit = f"cut off by the limit of {text.count(answer.generation.max_new_tokens)}"
@@ -307,25 +316,35 @@ def _waterfall(stages: Mapping[str, float]) -> RenderableType:
     chart = _chart(figures=1)
     total, begun = sum(stages.values()), 0.0
     for name, ms in stages.items():
-        colour = "cyan" if name in _TTFT_STAGES else "blue"
+        colour = "cyan" if name in TTFT_STAGES else "blue"
         bar = Bar(total, begun, begun + ms, color=colour)
-        chart.add_row(Text(text.visible(_STAGE_LABELS.get(name, name))), text.milliseconds(ms), bar)
+        chart.add_row(Text(text.visible(STAGE_LABELS.get(name, name))), text.milliseconds(ms), bar)
         begun += ms
     return Constrain(chart, _CHART_COLUMNS)
 
 
 def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
-    timings, tokens = answer.timings, answer.tokens
-    stages = {name: ms for name, ms in timings.stages_ms.items() if name not in without}
-    if timings.tpot_ms:
-        later = tokens.generated - 1
-        stages[text.counted(later, "more token")] = timings.tpot_ms * later
-    rows: list[tuple[str, str | Text]] = [
-        ("TTFT", f"{text.milliseconds(timings.ttft_ms)} ({' + '.join(_TTFT_STAGES)})"),
+    stages = {name: ms for name, ms in all_stages(answer).items() if name not in without}
+    return _section("Time", _waterfall(stages), Text(), _facts(time_rows(answer)), note=short(answer.model))
+
+
+def all_stages(answer: Answer) -> dict[str, float]:
+    """Milliseconds of each stage in order, and of all tokens after the first."""
+    stages, tpot_ms = dict(answer.timings.stages_ms), answer.timings.tpot_ms
+    if tpot_ms:
+        later = answer.tokens.generated - 1
+        stages[text.counted(later, "more token")] = tpot_ms * later
+    return stages
+
+
+def time_rows(answer: Answer) -> list[tuple[str, str]]:
+    """What the stages add up to, as labels and values."""
+    timings = answer.timings
+    return [
+        ("TTFT", f"{text.milliseconds(timings.ttft_ms)} ({' + '.join(TTFT_STAGES)})"),
         *([] if answer.choices else [("per token", _per_token(timings.tpot_ms, timings.tokens_per_second))]),
         ("time to answer", text.seconds(timings.time_to_answer_s)),
     ]
-    return _section("Time", _waterfall(stages), Text(), _facts(rows), note=short(answer.model))
 
 
 def _per_token(tpot_ms: float | None, rate: float | None) -> str:
@@ -338,15 +357,19 @@ def short(model: ModelInfo) -> str:
 
 
 def _cost(answer: Answer) -> RenderableType:
+    return _section("Cost", _facts(cost_rows(answer)), note="FLOPs are the prefill's")
+
+
+def cost_rows(answer: Answer) -> list[tuple[str, str]]:
+    """Arithmetic of the prefill and memory, as labels and values."""
     flops, memory = answer.flops, answer.memory
     device = memory.device_peak_bytes
     gpu = f"{text.size(device)} GPU, " if device is not None else ""
-    rows: list[tuple[str, str | Text]] = [
+    return [
         ("paper FLOPs", _saving(flops.paper, flops.paper_full)),
         ("true FLOPs", _saving(flops.true, flops.true_full)),
         ("peak memory", f"{gpu}{text.size(memory.host_peak_bytes)} host"),
     ]
-    return _section("Cost", _facts(rows), note="FLOPs are the prefill's")
 
 
 def _saving(kept: float, full: float) -> str:
@@ -361,7 +384,7 @@ def _comparison(answer: Answer, full: Answer) -> RenderableType:
     table.add_column("")
     for heading in (answer.method, full.method, "ratio"):
         table.add_column(Text(text.visible(heading)), justify="right", no_wrap=True)
-    for label, write, ours, theirs in _compared(answer, full):
+    for label, write, ours, theirs in compared(answer, full):
         table.add_row(Text(label, "dim"), write(ours), write(theirs), text.times(theirs, ours))
     verdict = Text("Both answers are the same, word for word.", "green")
     if not answer.agrees(full):
@@ -375,7 +398,7 @@ def _comparison(answer: Answer, full: Answer) -> RenderableType:
 _Row = tuple[str, Callable[[Any], str], float | None, float | None]
 
 
-def _compared(answer: Answer, full: Answer) -> list[_Row]:
+def compared(answer: Answer, full: Answer) -> list[_Row]:
     """Label, how to write it, this method's figure, the baseline's figure.
 
     The host's peak is left out: it only grows while the process lives, so the later run would
