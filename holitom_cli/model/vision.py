@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holitom_cli.model.attention import device_of
+from holitom_cli.model.layers import fastest_attention, tower_layer
 from holitom_cli.types import VideoFeatures
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _ATTENTION_FRAMES = 2  # frames whose attention maps, (frames, heads, T, T) floa
 def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool = False) -> VideoFeatures:
     """Encode processed frames.
 
-    Features come from the layer that the checkpoint names, before the tower's final norm.
+    Features come from the layer that the checkpoint names, before the tower's final norm. A frame that is the one
+    before it again, as in slides and recordings of screens, is not encoded again.
 
     Args:
         model: the checkpoint.
@@ -34,14 +36,19 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool =
     Returns:
         tokens (F, P, D) in the model's dtype; attention (F, P) float32 and keys (F, P, K), or None.
     """
-    chunks = [_encode_chunk(model, chunk, attention, keys) for chunk in pixels.split(_CHUNK_FRAMES)]
+    new = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+    new[1:] = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
+    with fastest_attention():
+        parts = new.nonzero()[:, 0].split(_CHUNK_FRAMES)
+        chunks = [_encode_chunk(model, pixels[part], attention, keys) for part in parts]
+    frame = (new.cumsum(0) - 1).to(model.device)
+    tokens, *others = (torch.cat(part)[frame] for part in zip(*chunks, strict=True))
+    wanted = iter(others)
     return VideoFeatures(
-        tokens=torch.cat([chunk.tokens for chunk in chunks]),
-        attention=torch.cat([chunk.attention for chunk in chunks if chunk.attention is not None])
-        if attention
-        else None,
+        tokens,
+        attention=next(wanted) if attention else None,
         grid=model.checkpoint.visual_grid,
-        keys=torch.cat([chunk.keys for chunk in chunks if chunk.keys is not None]) if keys else None,
+        keys=next(wanted) if keys else None,
     )
 
 
@@ -80,16 +87,19 @@ def _heads(layer: Any, projection: str, entering: Tensor) -> Tensor:
     return heads.transpose(1, 2)  # type: ignore[no-any-return]
 
 
-def _encode_chunk(model: Model, pixels: Tensor, attention: bool, keys: bool) -> VideoFeatures:
-    """The features of a few frames (f, 3, H, W)."""
+def _encode_chunk(model: Model, pixels: Tensor, attention: bool, keys: bool) -> tuple[Tensor, ...]:
+    """Tokens of a few frames (f, 3, H, W), then the attention and the keys where they are wanted."""
     tower, depth = model.vision_tower, model.info.shape.vision_layers
     hidden = tower.embeddings(pixels.to(model.device, model.dtype))
     entering = hidden
     for layer in tower.encoder.layers[:depth]:
         entering = hidden
-        hidden = layer(entering, None)
+        hidden = tower_layer(layer, entering)
     last = tower.encoder.layers[depth - 1]
     tokens = pool(model.projector(hidden.to(device_of(model.projector)))).to(model.device)
-    received = pool(attention_received(last, entering)[..., None])[..., 0].to(model.device) if attention else None
-    last_keys = pool(_heads(last, "k_proj", entering).mean(1)).to(model.device) if keys else None
-    return VideoFeatures(tokens, received, model.checkpoint.visual_grid, last_keys)
+    found = [tokens]
+    if attention:
+        found.append(pool(attention_received(last, entering)[..., None])[..., 0].to(model.device))
+    if keys:
+        found.append(pool(_heads(last, "k_proj", entering).mean(1)).to(model.device))
+    return tuple(found)

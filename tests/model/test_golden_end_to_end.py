@@ -105,7 +105,7 @@ def test_the_tower_is_the_reference(case: Golden, model: Model, features: VideoF
 def test_attention_received_is_the_reference(case: Golden, model: Model) -> None:
     last = model.vision_tower.encoder.layers[model.info.shape.vision_layers - 1]
     entering: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
+    hook = last.layer_norm1.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
     encode(model, pixels_of(case), attention=False)
     hook.remove()
     assert_near(attention_received(last, torch.cat(entering)), case.tensor("vision_attention_received"), 1e-7)

@@ -1,0 +1,70 @@
+"""Joined and fused layers against the library's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holitom_cli import load_model
+from holitom_cli.model import Model
+from holitom_cli.model.layers import Joined, tower_layer
+from holitom_cli.model.vision import encode
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Model:
+    return load_model(tiny_checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_layers_are_the_layers_and_share_their_weights(bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, width, bias=bias) for width in (4, 2, 3)]
+    states = torch.randn(2, 5, 6)
+    apart = torch.cat([layer(states) for layer in layers], -1)
+    joined = Joined(*layers)
+    torch.testing.assert_close(joined(states), apart)
+    torch.testing.assert_close(torch.cat([layer(states) for layer in layers], -1), apart)  # the layers still work
+    whole = joined.weight.untyped_storage()
+    assert all(layer.weight.untyped_storage().data_ptr() == whole.data_ptr() for layer in layers)
+    assert (Joined(*reversed(layers))(states) - apart).abs().max() > 0.1  # control
+
+
+@torch.no_grad()
+def test_a_tower_layer_is_the_librarys(model: Model) -> None:
+    states = torch.randn(2, 20, model.info.shape.vision_hidden, generator=torch.Generator().manual_seed(1))
+    for layer in model.vision_tower.encoder.layers:
+        torch.testing.assert_close(tower_layer(layer, states), layer(states, None), atol=1e-5, rtol=1e-5)
+        assert (tower_layer(layer, states) - layer(states.flip(1), None)).abs().max() > 0.1  # control
+
+
+def test_a_spread_tower_is_not_joined(tiny_checkpoint: Path) -> None:
+    spread = load_model(tiny_checkpoint, device_map={"": "cpu"}, dtype="float32")
+    assert not any(isinstance(module, Joined) for module in spread.network.modules())
+
+
+def encoded_frames(model: Model, pixels: Tensor) -> tuple[int, Tensor]:
+    """How many frames went through the tower, and their tokens."""
+    seen: list[int] = []
+    hook = model.vision_tower.embeddings.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        tokens = encode(model, pixels).tokens
+    finally:
+        hook.remove()
+    return sum(seen), tokens
+
+
+def test_a_frame_again_is_not_encoded_again(model: Model) -> None:
+    """Only right after itself; the same picture later on is one more."""
+    pictures = torch.randn(3, 3, 384, 384, generator=torch.Generator().manual_seed(2))
+    order = [0, 0, 1, 1, 1, 2, 0, 0, 2]
+    count, tokens = encoded_frames(model, pictures[order])
+    assert count == 5
+    alone = torch.stack([encode(model, picture[None]).tokens[0] for picture in pictures])
+    torch.testing.assert_close(tokens, alone[order], atol=1e-5, rtol=1e-5)
+    nearly = pictures[order].clone()
+    nearly[4, 1, 200, 200] += 1e-3  # one value of one pixel
+    assert encoded_frames(model, nearly)[0] == 6
