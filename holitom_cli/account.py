@@ -80,6 +80,7 @@ def answer(
         token_ids=ids,
         versions=versions(),
         warnings=(*frames.warnings, *_warnings(model, tokens, generation)),
+        context=watched.context,
         choices=spoken.choices,
     )
 

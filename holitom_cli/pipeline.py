@@ -176,6 +176,15 @@ def ask(
     return conclude(model, begun, spoken)
 
 
+def tell_times(watched: Watched) -> Watched:
+    """The same, with a sentence before every question: how long the clip is, and when its frames are shown."""
+    frames = watched.frames
+    length = frames.video.duration_seconds if frames.video else float(frames.seconds[-1])
+    times = ", ".join(f"{seconds:.1f}" for seconds in frames.seconds)
+    sentence = f"The video is {length:.1f} seconds long, and you see what it shows at these seconds: {times}."
+    return replace(watched, context=f"{watched.context}\n{sentence}".strip())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Begun:
     """A question behind its prefill: what is left to do is its answer."""
@@ -283,7 +292,7 @@ def check_generation(generation: Generation) -> Generation:
 
 def _prompt(model: Model, watched: Watched, question: str, answer_tokens: int = 0) -> tuple[Tensor, range]:
     """The prompt (L, D) and where its visual part stands, once it is sure that it and its answer fit."""
-    before, after = model.chat.encode(question)
+    before, after = model.chat.encode(f"{watched.context}\n{question}" if watched.context else question)
     needed = len(before) + len(after) + max(0, answer_tokens - ANSWER_ROOM)
     check_room(model.checkpoint, watched.method, len(watched.frames), needed)
     return prompt_embeds(model, before, watched.visual, after)

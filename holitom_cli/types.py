@@ -213,6 +213,7 @@ class Watched:
     visual: VisualTokens
     method: Method
     clock: Clock  # stages preprocess, vision, compress
+    context: str = ""  # words about the clip that stand before every question
 
 
 class LayerView(NamedTuple):
@@ -385,6 +386,7 @@ class Answer:
     token_ids: tuple[int, ...]
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    context: str = ""  # words about the clip that stood before the question
     choices: tuple[Choice, ...] = ()  # where there were some, the text is the likeliest of them
 
     def agrees(self, other: Answer) -> bool:

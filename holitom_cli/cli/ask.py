@@ -58,6 +58,10 @@ def ask(
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
     ] = None,
     choices: Choices = None,
+    time_instruction: Annotated[
+        bool,
+        typer.Option("--time-instruction", help="Tell the model the clip's length and the times of its frames."),
+    ] = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
     ] = False,
@@ -103,8 +107,10 @@ def ask(
     seen = Watched(*known, chosen, Clock(loaded.device)) if known else _watch(loaded, frames, chosen, talk)
     if shelf and not known:
         shelf.keep(seen, talk)
-    answers = _answers(loaded, seen, asked, given, answer, talk, stream=stream)
-    full = _answers(loaded, _watch(loaded, frames, rivals[1], talk), asked, given, answer, talk) if baseline else []
+    tell = pipeline.tell_times if time_instruction else (lambda watched: watched)
+    answers = _answers(loaded, tell(seen), asked, given, answer, talk, stream=stream)
+    everything = tell(_watch(loaded, frames, rivals[1], talk)) if baseline else None
+    full = _answers(loaded, everything, asked, given, answer, talk) if everything else []
     # 4. The report.
     if json:
         write_json(document(answers, full))

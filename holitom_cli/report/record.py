@@ -106,6 +106,7 @@ def _result(answer: Answer) -> dict[str, Any]:
     flops = answer.flops
     result = {
         "question": answer.question,
+        **({"context": answer.context} if answer.context else {}),
         "method": answer.method,
         "method_settings": answer.method_settings,
         "answer": answer.text,
