@@ -288,7 +288,8 @@ def _question(answer: Answer, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
     prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
-    facts = _facts([("asked", answer.question), ("prompt", prompt), ("answer", ending(answer))])
+    told = [("told", answer.context)] if answer.context else []
+    facts = _facts([*told, ("asked", answer.question), ("prompt", prompt), ("answer", ending(answer))])
     title = f"Question {number} of {total}" if total > 1 else "Question"
     return _section(title, facts, *([Text(), _choices(answer.choices)] if answer.choices else []))
 
