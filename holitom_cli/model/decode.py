@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holitom_cli.errors import GenerationError
 from holitom_cli.model.cache import RowCache, StaticCache
+from holitom_cli.model.layers import decoder_layer
 from holitom_cli.model.prefill import Prefill
 from holitom_cli.types import Generation
 
@@ -34,7 +35,7 @@ def decode_one_token(language_model: Any, lm_head: Any, cache: StaticCache, toke
     for index, layer in enumerate(language_model.layers):
         if cache.lengths[index] is not lengths:  # layers between two reductions share their lengths, so their mask
             mask, lengths = cache.mask(index, hidden.dtype), cache.lengths[index]
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
+        hidden = decoder_layer(layer, hidden, rope, mask, cache)
     cache.advance()
     logits: Tensor = lm_head(language_model.norm(hidden[:, -1]))
     return logits.to(token.device)

@@ -58,6 +58,58 @@ def tower_layer(layer: Any, entering: Tensor) -> Tensor:
     return hidden + mlp.fc2(_activated(mlp, layer.layer_norm2(hidden)))  # type: ignore[no-any-return]
 
 
+def join_language(language_model: Any) -> None:
+    """Join the projections of every decoder layer."""
+    for layer in language_model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        attention.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        mlp.gate_up = Joined(mlp.gate_proj, mlp.up_proj)
+
+
+def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:
+    """One decoder layer, (B, S, D) -> (B, S, D); a layer whose projections are not joined runs as it is.
+
+    Args:
+        layer: the library's.
+        hidden: a whole prompt, or one token of each row.
+        rope: cosines and sines (B, S, d).
+        mask: (B, 1, S or 1, keys) added to scores, or None where attention is causal.
+        cache: takes the new keys and values and returns all.
+    """
+    if not hasattr(layer.mlp, "gate_up"):
+        return layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)  # type: ignore[no-any-return]
+    hidden = hidden + _attended(layer.self_attn, _normed(layer.input_layernorm, hidden), rope, mask, cache)
+    gate, up = layer.mlp.gate_up(_normed(layer.post_attention_layernorm, hidden)).chunk(2, -1)
+    return hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)  # type: ignore[no-any-return]
+
+
+def _attended(attention: Any, states: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:
+    """Grouped-query attention that repeats no key."""
+    heads, groups, width = attention.config.num_attention_heads, attention.num_key_value_groups, attention.head_dim
+    parts = attention.qkv(states).unflatten(-1, (-1, width)).transpose(1, 2)  # (B, H + 2 Hkv, S, d)
+    turned = _turned(parts[:, : heads + heads // groups], rope)
+    query, key = turned[:, :heads], turned[:, heads:]
+    key, value = cache.update(key, parts[:, heads + heads // groups :], attention.layer_idx)
+    if states.shape[1] > 1:
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=True)
+    else:  # the queries of a group stand where a longer text would have its tokens
+        mixed = F.scaled_dot_product_attention(query.reshape(len(query), -1, groups, width), key, value, mask)
+        mixed = mixed.flatten(1, 2)[:, :, None]
+    return attention.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _turned(states: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions: (B, heads, S, d)."""
+    cos, sin = (part[:, None] for part in rope)
+    one, other = states.chunk(2, -1)
+    return states * cos + torch.cat((-other, one), -1) * sin
+
+
+def _normed(norm: Any, states: Tensor) -> Tensor:
+    """Root-mean-square norm, in float32 within one kernel."""
+    return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
 def _activated(mlp: Any, states: Tensor) -> Tensor:
     """The first half of a tower's MLP; on a GPU bias and GELU are done before the product is written."""
     if not states.is_cuda or mlp.config.hidden_act != "gelu_pytorch_tanh":

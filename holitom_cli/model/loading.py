@@ -17,7 +17,7 @@ from holitom_cli.errors import HolitomError, ModelError
 from holitom_cli.model.attention import device_of
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
 from holitom_cli.model.hub import Source, check_architecture, locate
-from holitom_cli.model.layers import join_tower
+from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.types import ModelInfo, ModelShape
@@ -183,6 +183,7 @@ def load(
     _check_loaded(checkpoint.source, report)
     if not device_map:  # accelerate moves and offloads modules one by one
         join_tower(network.model.vision_tower)
+        join_language(network.model.language_model)
     network.eval()
     return Model(network, checkpoint, _info(checkpoint, network, target, number_format))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from holitom_cli.model.attention import attention_to_span, causal_mask
 from holitom_cli.model.cache import StaticCache
+from holitom_cli.model.layers import decoder_layer
 from holitom_cli.types import LayerView, Reduction
 
 
@@ -39,7 +40,7 @@ def prefill(
 ) -> Prefill:
     """Run a prompt through the language model, with merges inside.
 
-    The decoder layers are the library's own modules. The loop over them, the positions and the cache are ours: the
+    The decoder layers have the library's own weights. The loop over them, the positions and the cache are ours: the
     library keeps one length and one mask for all layers, which is wrong behind a reduction. Reduced tokens keep their
     original positions, and generation goes on at L.
 
@@ -63,7 +64,7 @@ def prefill(
             prompt.reduce(index, *reduction.apply(LayerView(prompt.visual, seen)))
         entering = prompt.hidden
         mask = causal_mask(language_model.config, entering)
-        prompt.hidden = layer(entering, attention_mask=mask, position_embeddings=prompt.rope, past_key_values=cache)
+        prompt.hidden = decoder_layer(layer, entering, prompt.rope, mask, cache)
     logits = lm_head(language_model.norm(prompt.hidden[:, -1])).to(embeds.device)
     following = torch.full((len(prompt.hidden),), embeds.shape[-2], device=embeds.device)
     return Prefill(logits, prompt.hidden, prompt.positions, following, cache, prompt.into, tuple(prompt.inside))

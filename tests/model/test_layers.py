@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holitom_cli import load_model
 from holitom_cli.model import Model
-from holitom_cli.model.layers import Joined, tower_layer
+from holitom_cli.model.layers import Joined, decoder_layer, tower_layer
 from holitom_cli.model.vision import encode
 
 
@@ -68,3 +68,54 @@ def test_a_frame_again_is_not_encoded_again(model: Model) -> None:
     nearly = pictures[order].clone()
     nearly[4, 1, 200, 200] += 1e-3  # one value of one pixel
     assert encoded_frames(model, nearly)[0] == 6
+
+
+# --- decoder layers --------------------------------------------------------------------------------
+
+
+class Everything:
+    """A cache that keeps what it is given, as the library's does."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        if layer in self.parts:
+            old = self.parts[layer]
+            key, value = torch.cat((old[0], key), 2), torch.cat((old[1], value), 2)
+        self.parts[layer] = (key, value)
+        return key, value
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_a_decoder_layer_is_the_librarys(model: Model, masked: bool) -> None:
+    """A prompt of two rows, then a token of each; with a mask the second row's first keys are hidden from it."""
+    language, (batch, length) = model.language_model, (2, 9)
+    generator = torch.Generator().manual_seed(3)
+    prompt, token = (torch.randn(batch, count, model.info.shape.hidden, generator=generator) for count in (length, 1))
+    causal = torch.full((length, length), -torch.inf).triu(1).expand(batch, 1, -1, -1)
+    hidden = torch.zeros(batch, 1, 1, length + 1)
+    hidden[1, ..., :4] = -torch.inf
+    for layer in language.layers:
+        ours, theirs = Everything(), Everything()
+        for states, start, mask in ((prompt, 0, causal), (token, length, hidden)):
+            rope = language.rotary_emb(states, torch.arange(start, start + states.shape[1])[None])
+            seen = mask if masked else None
+            wanted = layer(states, attention_mask=seen, position_embeddings=rope, past_key_values=theirs)
+            got = decoder_layer(layer, states, rope, seen, ours)
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+            shifted = language.rotary_emb(states, torch.arange(start + 5, start + 5 + states.shape[1])[None])
+        off = decoder_layer(layer, token, shifted, None, Everything())
+        assert (off - wanted).abs().max() > 1e-3  # control: another place, nothing to attend to
+        for mine, other in zip(
+            ours.parts[layer.self_attn.layer_idx], theirs.parts[layer.self_attn.layer_idx], strict=True
+        ):
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_queries_and_gates_are_joined_when_a_checkpoint_is_loaded(model: Model) -> None:
+    for layer in model.language_model.layers:
+        assert isinstance(layer.self_attn.qkv, Joined)
+        assert isinstance(layer.mlp.gate_up, Joined)
+        assert layer.mlp.up_proj.weight.untyped_storage().data_ptr() == layer.mlp.gate_up.weight.data_ptr()
