@@ -19,6 +19,7 @@ from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.evaluation import evaluation_document, evaluation_row, evaluation_tables
 from holitom_cli.report.record import error_record
 from holitom_cli.report.terminal import warning_line
+from holitom_cli.report.text import budget
 
 if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
@@ -68,11 +69,19 @@ def evaluate(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option("--methods", metavar="NAMES", help="Methods, separated by commas; NAME:key=value sets a setting."),
+        typer.Option(
+            "--methods",
+            metavar="NAMES",
+            help="Methods, separated by commas, or all; NAME:key=value sets a setting, NAME+NAME composes two.",
+        ),
     ] = "full,holitom",
     budgets: Annotated[
         str,
-        typer.Option("--budgets", metavar="PERCENT", help="Percentages of the visual tokens, separated by commas."),
+        typer.Option(
+            "--budgets",
+            metavar="LIST",
+            help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
+        ),
     ] = "15",
     scoring: Annotated[
         ScoringChoice | None,
@@ -125,7 +134,11 @@ def evaluate(
     finished = manifest.finished_rows(output) if output else {}
     # 2. The answers, clip by clip.
     with _rows(output) as add:
-        checkpoint = session.find_checkpoint(model, variants[0].method, talk)
+        checkpoint = session.find_checkpoint(model, room.variants("full", "100", 0)[0].method, talk)
+        fitting, left_out = room.reachable(variants, checkpoint.depth)
+        for variant in left_out:
+            talk.say(f"Left out: {variant.label} at {budget(variant.budget)}, of which it cannot keep so few.")
+        plan = replace(plan, variants=fitting)
         room.check(checkpoint, items, plan)
         loaded = session.load(model, checkpoint, talk)
         _spare_threads(loaded)

@@ -31,7 +31,10 @@ def methods(
     elif name:
         print_data(_in_full(name, described[name]))
     else:
-        print_data(methods_table([{"method": key, "what it does": text["summary"]} for key, text in described.items()]))
+        rows = [
+            {"method": key, **{name: text[name] for name in ("status", "summary")}} for key, text in described.items()
+        ]
+        print_data(methods_table(rows))
 
 
 def _describe(cls: type[Method]) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def _describe(cls: type[Method]) -> dict[str, Any]:
     return {
         "summary": text.partition("\n\n")[0],
         "description": text,
+        "status": cls.status,
         "file": str(inspect.getsourcefile(cls)),
         "settings": {
             field.name: {
@@ -63,4 +67,6 @@ def _in_full(name: str, described: dict[str, Any]) -> Any:
     sections = {"Settings": settings or {"none": ""}, **({"Presets": presets} if presets else {})}
     file = Text(described["file"], "dim")
     prose = "\n\n".join(" ".join(part.split()) for part in described["description"].split("\n\n"))
-    return Group(Text(name, "bold"), Text(prose), Text(), doctor_table(sections), file)
+    return Group(
+        Text.assemble((name, "bold"), f"  {described['status']}"), Text(prose), Text(), doctor_table(sections), file
+    )

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -182,6 +182,10 @@ class MethodOptions:
 
     method: Annotated[str, _option("--method", "Compression method, see: holitom methods.", _METHOD)] = "holitom"
     preset: Annotated[str | None, _option("--preset", "The paper's settings: 25, 20, 15 or 10.", _METHOD)] = None
+    budget: Annotated[
+        str | None,
+        _option("--budget", "Visual tokens to keep, alike for every method: percent (15) or tokens (940t).", _METHOD),
+    ] = None
     retain_ratio: Annotated[
         float | None, _option("--retain-ratio", "Share of visual tokens to keep.", _METHOD, show_default="0.15")
     ] = None
@@ -223,16 +227,23 @@ class MethodOptions:
         from holitom_cli import methods
 
         cls = methods.find(self.method)
-        fitting = {field.name for field in methods.settings_of(cls)} | ({"preset"} if cls.presets else set())
+        fields = {field.name for field in methods.settings_of(cls)}
+        fitting = fields | ({"preset"} if cls.presets else set()) | ({"budget"} if "retain_ratio" in fields else set())
         given = {
             name: value
-            for name in ("preset", *_SETTINGS)
+            for name in ("preset", "budget", *_SETTINGS)
             if (value := getattr(self, name)) is not None and (name in fitting or _nearness(context, name) == _NEAREST)
         }
-        preset = given.pop("preset", None)
-        if preset is not None:
-            floor = _nearness(context, "preset")
+        if "budget" in given and not _budget_counts(context, given):
+            del given["budget"]
+        # What says several things at once replaces whatever was said of them further away.
+        for whole in [name for name in ("preset", "budget") if name in given]:
+            floor = _nearness(context, whole)
             given = {name: value for name, value in given.items() if _nearness(context, name) >= floor}
+        preset, budget = given.pop("preset", None), given.pop("budget", None)
+        if budget is not None:
+            given.pop("retain_ratio", None)  # it is as near, in the environment or the file
+            return methods.at_budget(self.method, budget, **{**given, **self._pairs()})
         return methods.get(self.method, preset=preset, **{**given, **self._pairs()})
 
     def _pairs(self) -> dict[str, str]:
@@ -243,6 +254,19 @@ class MethodOptions:
                 raise UsageError(f"--set {pair!r} is not KEY=VALUE.", "As in: --set tau=0.8")
             pairs[key.strip().replace("-", "_")] = value.strip()
         return pairs
+
+
+def _budget_counts(context: typer.Context, given: Mapping[str, object]) -> bool:
+    """Whether nothing nearer to the command line says otherwise how much to keep.
+
+    Raises:
+        UsageError: the command line itself says it twice.
+    """
+    others = [name for name in ("preset", "retain_ratio") if name in given]
+    if _nearness(context, "budget") == _NEAREST:
+        for name in others:
+            refuse_idle(context, name, "--budget says how many tokens are kept")
+    return all(_nearness(context, name) <= _nearness(context, "budget") for name in others)
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, field, fields, make_dataclass
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from holitom_cli.errors import MethodError
+from holitom_cli.methods.tools.settings import read_budget
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 
 class Method:
     """A way to make the visual tokens fewer. Subclasses are frozen dataclasses of their settings."""
 
+    status: ClassVar[str] = "of its own"  # how near it is to what it is named after
     needs_attention: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -39,24 +40,87 @@ class Method:
         return frames * patches
 
 
+class Composed(Method):
+    """One method before the language model, another one inside it."""
+
+    outer: ClassVar[type[Method]]
+    inner: ClassVar[type[Method]]
+
+    def __post_init__(self) -> None:
+        self._part(self.outer)
+        self._part(self.inner)
+
+    def compress(self, video: VideoFeatures) -> VisualTokens:
+        """As the outer one does."""
+        return self._part(self.outer).compress(video)
+
+    def reductions(self, depth: int) -> Mapping[int, Reduction]:
+        """As the inner one does."""
+        return self._part(self.inner).reductions(depth)
+
+    def most_tokens(self, frames: int, patches: int) -> int:
+        """As of the outer one."""
+        return self._part(self.outer).most_tokens(frames, patches)
+
+    def _part(self, cls: type[Method]) -> Method:
+        """One of the two with its settings. A share of tokens to keep is the outer one's."""
+        mine = {item.name for item in settings_of(cls)}
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        if cls is self.inner:
+            mine -= {"retain_ratio"}
+        return cls(**{name: value for name, value in values.items() if name in mine})
+
+
 def available() -> tuple[str, ...]:
-    """Names of all methods, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    """Names of all methods, sorted: their files' names, with hyphens."""
+    return tuple(sorted(_name(module.name) for module in pkgutil.iter_modules(__path__) if not module.ispkg))
 
 
 def find(name: str) -> type[Method]:
-    """The class behind a method's name.
+    """The class behind a method's name, or behind two of them: outer+inner.
 
     Raises:
         MethodError: there is no such method.
     """
+    outer, plus, inner = name.partition("+")
+    if plus:
+        return _compose(outer.strip(), inner.strip())
     if name not in available():
         raise MethodError(f"There is no method {name!r}.", f"Choose one of: {', '.join(available())}.")
-    module = import_module(f"{__name__}.{name}")
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
     return next(
         item
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
+    )
+
+
+@cache  # the same two parts are the same class, so that methods compare equal
+def _compose(before: str, inside: str) -> type[Method]:
+    """A class whose settings are those of both; one that both have goes to both, the default is the outer one's."""
+    if before == inside or "+" in inside:
+        raise MethodError(
+            f"Methods {before}+{inside} cannot be composed: one acts before the language model, another one inside it.",
+            "As in: vidcom2+inner",
+        )
+    outer, inner = find(before), find(inside)
+    hints = get_type_hints(inner, include_extras=True) | get_type_hints(outer, include_extras=True)
+    own = {item.name: item for item in settings_of(outer)}
+    added = [item for item in settings_of(inner) if item.name not in own and item.name != "retain_ratio"]
+    members = [(item.name, hints[item.name], field(default=item.default)) for item in (*own.values(), *added)]
+    parts = {
+        "__module__": __name__,
+        "__doc__": f"{before} before the language model, {inside} inside it.\n\n"
+        f"Settings that both have go to both; a share of tokens to keep is that of {before}.",
+        "outer": outer,
+        "inner": inner,
+        "status": f"{outer.status}; inside: {inner.status}",
+        "needs_attention": outer.needs_attention,
+        "needs_keys": outer.needs_keys,
+        "presets": outer.presets,
+    }
+    return make_dataclass(
+        f"{outer.__name__}And{inner.__name__}", members, bases=(Composed,), namespace=parts, frozen=True
     )
 
 
@@ -104,50 +168,42 @@ def settings_of(cls: type[Method]) -> tuple[Field[Any], ...]:
 
 def name_of(method: Method) -> str:
     """The name that `get` knows a method by."""
-    return type(method).__module__.rpartition(".")[2]
+    return _class_name(type(method))
 
 
-def check_ratio(retain_ratio: float) -> None:
-    """Refuse a share of tokens outside (0, 1].
-
-    Raises:
-        MethodError: it is.
-    """
-    if not 0 < retain_ratio <= 1:
-        raise MethodError(
-            f"Setting retain_ratio is {retain_ratio}, but has to be above 0 and at most 1.", "Change --retain-ratio."
-        )
+def _class_name(cls: type[Method]) -> str:
+    if issubclass(cls, Composed):
+        return f"{_class_name(cls.outer)}+{_class_name(cls.inner)}"
+    return _name(cls.__module__)
 
 
-def budget(retain_ratio: float, frames: int, patches: int) -> int:
-    """How many of the clip's tokens a share comes to, at least one."""
-    return max(1, round(retain_ratio * frames * patches))
+def _name(module: str) -> str:
+    return module.rpartition(".")[2].replace("_", "-")
 
 
-def keep(video: VideoFeatures, places: Tensor, stage: str) -> VisualTokens:
-    """Some of a clip's tokens as they are; the others are dropped.
+def at_budget(name: str, budget: str, **settings: Any) -> Method:
+    """Make a method that keeps a given part of the visual tokens.
+
+    What `retain_ratio` means is the method's: the tokens that enter the language model, or, where a method acts
+    only inside, the mean over its layers. A method with presets for its paper's budgets takes the settings of the
+    nearest lower one, or of its lowest: so `holitom` has the paper's tau.
 
     Args:
-        video: the clip.
-        places: (N,) int64, ascending, among the F * P tokens in reading order.
-        stage: what the funnel calls this.
+        name: as of `get`.
+        budget: percent of the visual tokens, as 15, or a number of them, as 940t.
+        settings: of the method, beside it.
+
+    Raises:
+        MethodError: the method has no such setting, cannot keep so few, or as of `get`.
     """
-    import torch
-
-    from holitom_cli.types import VisualTokens
-
-    frames, patches, _ = video.tokens.shape
-    source = torch.full((frames * patches,), -1, device=places.device)
-    source[places] = torch.arange(len(places), device=places.device)
-    return VisualTokens(
-        embeds=video.tokens.flatten(0, 1)[places],
-        frame=places // patches,
-        cell=places % patches,
-        size=torch.ones_like(places),
-        source=source.view(frames, patches),
-        segments=tuple(range(frame, frame + 1) for frame in range(frames)),
-        stages=((stage, len(places)),),
-    )
+    cls = find(name)
+    share = read_budget(budget)
+    if "retain_ratio" not in {item.name for item in settings_of(cls)}:
+        raise MethodError(f"Method {name!r} keeps what it keeps, so a budget has no effect.", "Leave the budget out.")
+    known = sorted((preset for preset in cls.presets if preset.isdigit()), key=int)
+    lower = [preset for preset in known if not isinstance(share, str) and int(preset) <= round(100 * share, 9)]
+    preset = lower[-1] if lower else next(iter(known), None)
+    return get(name, preset=preset, **{"retain_ratio": share, **settings})
 
 
 def _preset(cls: type[Method], name: str, preset: str | None) -> Mapping[str, Any]:

@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, fold, merge_into_centres, top_mask
+from holitom_cli.algebra.merge import density_peaks, merge_into_centres, top_mask
 from holitom_cli.algebra.segments import neighbour_similarity, segment
-from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
+from holitom_cli.methods.inner import Inner
+from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of
+from holitom_cli.methods.tools.tokens import marked
+from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class HoliTom(Method):
     it is lost as a side effect of asking for attention weights), and nothing random breaks ties.
     """
 
-    retain_ratio: Annotated[float, "share of the visual tokens to keep before the language model"] = 0.15
+    status: ClassVar[str] = "matches the code"
+
+    retain_ratio: Annotated[Share, "share of the visual tokens to keep before the language model"] = 0.15
     tau: Annotated[float, "cosine above which a cell counts as unchanged from one frame to the next"] = 0.8
     beta: Annotated[float, "weight of a cluster's centre against the mean of its other members"] = 0.6
     neighbours: Annotated[int, "nearest tokens that make a token's density"] = 7
@@ -50,15 +54,12 @@ class HoliTom(Method):
     }
 
     def __post_init__(self) -> None:
-        _require(0 < self.retain_ratio <= 1, "retain_ratio", self.retain_ratio, "above 0 and at most 1")
-        _require(-1 <= self.tau <= 1, "tau", self.tau, "a cosine from -1 to 1")
-        _require(0 <= self.beta <= 1, "beta", self.beta, "from 0 to 1")
-        _require(self.neighbours >= 1, "neighbours", self.neighbours, "at least 1")
-        _require(self.max_window >= 1, "max_window", self.max_window, "at least 1 frame")
-        _require(0 <= self.inner_ratio < 1, "inner_ratio", self.inner_ratio, "from 0 to below 1")
-        named = self.inner_layer in ("auto", "off")
-        literal = isinstance(self.inner_layer, int) and self.inner_layer >= 1
-        _require(named or literal, "inner_layer", self.inner_layer, "auto, off or a layer from 1 on")
+        check_ratio(self.retain_ratio)
+        check(-1 <= self.tau <= 1, "tau", self.tau, "a cosine from -1 to 1")
+        check(0 <= self.beta <= 1, "beta", self.beta, "from 0 to 1")
+        check(self.neighbours >= 1, "neighbours", self.neighbours, "at least 1")
+        check(self.max_window >= 1, "max_window", self.max_window, "at least 1 frame")
+        Inner(self.inner_layer, self.inner_ratio)  # checks them
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Merge over time and space (sections 3.2 and 3.3); one small transfer decides all shapes."""
@@ -68,10 +69,11 @@ class HoliTom(Method):
         # 1. Segments, from which cells change from frame to frame.
         unchanged = (neighbour_similarity(tokens) > self.tau).cpu()
         segments, saved = segment(unchanged, self.max_window)
-        plan = _plan(unchanged, segments, saved, self.retain_ratio).to(tokens.device)
+        ratio = share_of(self.retain_ratio, frames, patches)
+        plan = _plan(unchanged, segments, saved, ratio).to(tokens.device)
         # 2. Changing cells: those that receive the most attention stay as they are.
         kept = top_mask(video.attention.masked_fill(~plan.dynamic, -torch.inf), plan.dynamic_count)
-        origin = _marked(kept, len(plan.dynamic_row))
+        origin = marked(kept, len(plan.dynamic_row))
         source = torch.full_like(plan.dynamic, -1, dtype=torch.int64)
         source.view(-1)[origin] = plan.dynamic_row
         anchor = source.new_empty(plan.total)  # the frame and cell where each row stands, as one index
@@ -90,19 +92,11 @@ class HoliTom(Method):
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Merge once inside (section 3.4), by the last prompt token's attention in the layer before."""
-        if self.inner_layer == "off":
-            return {}
-        layer = round(depth * 18 / 28) if self.inner_layer == "auto" else int(self.inner_layer)
-        if not 1 <= layer < depth:
-            raise MethodError(
-                f"inner_layer is {layer}, but this language model has {depth} layers.",
-                f"Use 1 to {depth - 1}, auto or off.",
-            )
-        return {layer: Reduction(self._fold_least_attended)}
+        return Inner(self.inner_layer, self.inner_ratio).reductions(depth)
 
     def most_tokens(self, frames: int, patches: int) -> int:
         """The share to keep, plus what rounding up in every frame and segment can add."""
-        return min(frames * patches, math.ceil(self.retain_ratio * frames * patches + 1.5 * frames))
+        return min(frames * patches, math.ceil(budget(self.retain_ratio, frames, patches, math.ceil) + 1.5 * frames))
 
     def _merge_static(self, tokens: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
         """Cluster the static cells of the G segments.
@@ -120,18 +114,12 @@ class HoliTom(Method):
             )
         means = torch.stack([tokens[s.start : s.stop].mean(0, dtype=torch.float32) for s in plan.merged])
         clusters = density_peaks(means, plan.static, plan.static_count, self.neighbours)
-        centre = _marked(clusters.centre, len(plan.static_row))
+        centre = marked(clusters.centre, len(plan.static_row))
         row = torch.full_like(clusters.member_of, -1)
         row.view(-1)[centre] = plan.static_row
         goes_to = row.gather(1, clusters.member_of).masked_fill(~plan.static, -1)
         blended = merge_into_centres(means, plan.static, clusters, self.beta).flatten(0, 1)
         return blended[centre], goes_to, centre
-
-    def _fold_least_attended(self, view: LayerView) -> tuple[Tensor, Tensor]:
-        scores = view.attention[-1:]
-        count = max(1, round(scores.shape[1] * (1 - self.inner_ratio)))  # one has to stay to fold the others into
-        kept = top_mask(scores, torch.full((1,), count, device=scores.device))
-        return fold(view.hidden, _marked(kept, count))
 
 
 class _Plan(NamedTuple):
@@ -188,13 +176,3 @@ def _plan(unchanged: Tensor, segments: tuple[range, ...], saved: int, retain_rat
         start=torch.tensor([s.start for s in merged], dtype=torch.int64),
         group=group,
     )
-
-
-def _marked(mask: Tensor, count: int) -> Tensor:
-    """Flat indices of the `count` true entries, ascending; knowing the count spares a wait for the device."""
-    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:count]
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise MethodError(f"Setting {name} is {value}, but has to be {wanted}.", f"Change --{name.replace('_', '-')}.")

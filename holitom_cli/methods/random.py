@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 
 from holitom_cli.errors import MethodError
-from holitom_cli.methods import Method, budget, check_ratio, keep
+from holitom_cli.methods import Method
+from holitom_cli.methods.tools.settings import Share, budget, check_ratio
+from holitom_cli.methods.tools.tokens import keep
 from holitom_cli.types import VideoFeatures, VisualTokens
 
 
@@ -20,7 +22,9 @@ class Random(Method):
     reading order. A question set on which this does as well as a method says nothing about the method.
     """
 
-    retain_ratio: Annotated[float, "share of the visual tokens to keep"] = 0.15
+    status: ClassVar[str] = "control"
+
+    retain_ratio: Annotated[Share, "share of the visual tokens to keep"] = 0.15
     seed: Annotated[int, "which lots are drawn"] = 0
 
     def __post_init__(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 
-from holitom_cli.methods import Method, budget, check_ratio, keep
+from holitom_cli.methods import Method
+from holitom_cli.methods.tools.settings import Share, budget, check_ratio
+from holitom_cli.methods.tools.tokens import keep
 from holitom_cli.types import VideoFeatures, VisualTokens
 
 
@@ -19,7 +21,9 @@ class Uniform(Method):
     the middle one of each stays as it is. What a method gains over this it gains by looking.
     """
 
-    retain_ratio: Annotated[float, "share of the visual tokens to keep"] = 0.15
+    status: ClassVar[str] = "control"
+
+    retain_ratio: Annotated[Share, "share of the visual tokens to keep"] = 0.15
 
     def __post_init__(self) -> None:
         check_ratio(self.retain_ratio)

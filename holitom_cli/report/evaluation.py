@@ -56,7 +56,7 @@ def _part(title: str, note: str, rows: Sequence[Mapping[str, str]]) -> Renderabl
 
 
 def _name(result: Mapping[str, Any]) -> dict[str, str]:
-    return {"method": result["method"], "budget": f"{result['budget']:g}%"}
+    return {"method": result["method"], "budget": text.budget(result["budget"])}
 
 
 def _share(value: float | None) -> str:

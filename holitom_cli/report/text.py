@@ -32,6 +32,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def budget(value: float | str) -> str:
+    """15 -> 15%, "940t" -> 940 tokens."""
+    return counted(int(value[:-1]), "token") if isinstance(value, str) else f"{value:g}%"
+
+
 def milliseconds(value: float | None) -> str:
     """12.34 -> 12.3 ms, 1234 -> 1.2 s."""
     return UNKNOWN if value is None else seconds(value / 1000)
@@ -51,6 +56,11 @@ def clock(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment(value: float) -> str:
+    """A time in a clip: 4.08 -> 4.1 s, 83 -> 1:23."""
+    return f"{value:.1f} s" if round(value, 1) < 60 else clock(value)
 
 
 def size(value: int) -> str:

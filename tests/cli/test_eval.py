@@ -235,7 +235,7 @@ def test_questions_come_from_one_place(invoke: Invoke, questions: Path, monkeypa
 WRONG = [
     (["--methods", "holytom"], 2, "There is no method 'holytom'."),
     (["--methods", "holitom:tau=2"], 2, "Setting tau is 2.0"),
-    (["--budgets", "150"], 2, "The budget '150' is not a percentage above 0 and at most 100."),
+    (["--budgets", "150"], 2, "The budget '150' is not a percentage above 0 and at most 100"),
     (["--methods", "holitom:inner_layer=99"], 2, "inner_layer is 99"),
     (["--methods", "full,holitom:inner_layer=99"], 2, "inner_layer is 99"),
     (["--scoring", "luck"], 2, "'luck' is not one of"),

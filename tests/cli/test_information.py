@@ -28,7 +28,8 @@ def test_methods_are_listed_and_described(invoke: Invoke) -> None:
         assert " ".join((cls.__doc__ or "").split()[:8]) in " ".join(described.out.split())
         for field in methods.settings_of(cls):
             assert field.name in described.out
-        assert f"{name}.py" in described.out
+        assert f"{name.replace('-', '_')}.py" in described.out
+        assert cls.status in described.out
     assert listed.err == ""
 
 

@@ -74,6 +74,36 @@ def test_a_preset_wins_over_what_stands_further_off(
     assert settings("--retain-ratio", "0.4")["retain_ratio"] == 0.4
 
 
+def test_a_budget_is_a_share_with_its_preset(settings: Any, write_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings("--budget", "10")
+    assert (found["retain_ratio"], found["tau"]) == (0.1, 0.65)
+    assert settings("--budget", "940t")["retain_ratio"] == "940t"
+    assert settings("--budget", "10", "--tau", "0.7")["tau"] == 0.7
+    assert settings("--budget", "10", "--method", "uniform+inner")["inner_ratio"] == 0.5
+    write_config("retain_ratio = 0.2\n")
+    monkeypatch.setenv("HOLITOM_BUDGET", "5")
+    assert settings()["retain_ratio"] == 0.05
+    assert settings("--method", "full") == {}  # it keeps what it keeps
+    assert settings("--retain-ratio", "0.4")["retain_ratio"] == 0.4
+    assert settings("--preset", "25")["retain_ratio"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "15%"], "The budget '15%' is not a percentage"),
+        (["--budget", "15", "--preset", "10"], "so --preset has no effect"),
+        (["--budget", "15", "--retain-ratio", "0.1"], "so --retain-ratio has no effect"),
+        (["--budget", "15", "--method", "full"], "'full' keeps what it keeps"),
+        (["--method", "uniform+full+inner"], "cannot be composed"),
+    ],
+)
+def test_budgets_and_compositions_that_cannot_be(invoke: Any, demo_clip: Any, options: list[str], said: str) -> None:
+    done = invoke("ask", demo_clip, "What?", *options)
+    assert (done.code, done.out) == (2, "")
+    assert said in " ".join(done.err.split())
+
+
 def test_every_setting_of_the_method_has_its_option_and_variable(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

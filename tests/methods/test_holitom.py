@@ -153,7 +153,7 @@ def slow_holitom(video: VideoFeatures, method: HoliTom) -> tuple[list[list[float
     similarity = torch.cosine_similarity(tokens[:-1], tokens[1:], dim=-1)
     unchanged = similarity > method.tau
     segments, saved = slow_segment(unchanged, method.max_window)
-    ratio = min(method.retain_ratio / ((frames * patches - saved) / (frames * patches)), 1)
+    ratio = min(float(method.retain_ratio) / ((frames * patches - saved) / (frames * patches)), 1)
     rows: list[list[float]] = []
     source = [[-1] * patches for _ in range(frames)]
     for part in segments:

@@ -27,7 +27,7 @@ from tests.make_random_checkpoint import make_checkpoint
 # --- methods and budgets ---------------------------------------------------------------------
 
 
-def chosen(names: str, budgets: str = "25,15", seed: int = 0) -> list[tuple[str, float, dict[str, Any]]]:
+def chosen(names: str, budgets: str = "25,15", seed: int = 0) -> list[tuple[str, float | str, dict[str, Any]]]:
     return [
         (variant.label, variant.budget, asdict(variant.method))  # type: ignore[call-overload]
         for variant in evaluate.variants(names, budgets, seed)
@@ -58,6 +58,26 @@ def test_a_share_of_its_own_is_its_budget() -> None:
     assert [(budget, settings["retain_ratio"]) for _, budget, settings in chosen("uniform:retain-ratio=0.3")] == [
         (30, 0.3)
     ]
+
+
+def test_tokens_all_methods_and_two_composed() -> None:
+    assert [(budget, settings["retain_ratio"]) for _, budget, settings in chosen("uniform+inner", "15,940t")] == [
+        (15, 0.15), ("940t", "940t"),
+    ]  # fmt: skip
+    every = evaluate.variants("all", "15", 0)
+    assert [variant.label for variant in every] == list(methods.available())
+    assert all(variant.optional for variant in every)
+
+
+def test_what_cannot_keep_so_few_is_left_out_only_where_all_are_asked_for() -> None:
+    too_deep = Variant("holitom", 15, methods.get("holitom", inner_layer=9))
+    fitting = Variant("full", 100, methods.get("full"))
+    assert evaluate.reachable([replace(too_deep, optional=True), fitting], 6) == (
+        [fitting], [replace(too_deep, optional=True)],
+    )  # fmt: skip
+    assert evaluate.reachable([too_deep, fitting], 28) == ([too_deep, fitting], [])
+    with pytest.raises(UsageError, match="inner_layer is 9"):
+        evaluate.reachable([too_deep], 6)
 
 
 def test_the_seed_is_that_of_methods_that_draw_lots() -> None:

@@ -1,0 +1,1 @@
+"""What methods share: settings and budgets, and the tokens that they return."""
