@@ -52,6 +52,7 @@ class VideoInfo:
     frame_count: int
     frames_per_second: float
     size_bytes: int
+    hdr: str = ""  # PQ or HLG where the clip is made for bright screens; its frames are as an ordinary one shows them
     mirrored: bool = False  # the stored picture has to be flipped left to right before it is turned
 
 

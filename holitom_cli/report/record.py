@@ -81,6 +81,7 @@ def _video(video: VideoInfo | None) -> dict[str, Any] | None:
         "frames_per_second": video.frames_per_second,
         "size_bytes": video.size_bytes,
         "mirrored": video.mirrored,
+        "hdr": video.hdr,
     }
 
 

@@ -171,6 +171,7 @@ def _video(frames: Frames) -> list[tuple[str, str | Text]]:
         _, height, width, _ = frames.pixels.shape
         return [("video", f"{width}x{height} pixels, not read from a file")]
     changes = [
+        *([f"HDR ({video.hdr}), shown as on an ordinary screen"] if video.hdr else []),
         *(["mirrored"] if video.mirrored else []),
         *([f"turned {video.rotation} degrees"] if video.rotation else []),
     ]

@@ -18,6 +18,7 @@ from holitom_cli.errors import VideoError
 from holitom_cli.types import Sampling
 from holitom_cli.video.decoding import StretchReader, rgb
 from holitom_cli.video.files import shown
+from holitom_cli.video.hdr import TRANSFERS
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
@@ -42,6 +43,7 @@ class Facts(NamedTuple):
     size: tuple[int, int]  # width and height as stored, of the first frame; later ones are scaled to it
     rotation: int  # clockwise, in degrees
     mirrored: bool
+    hdr: str
     duration_seconds: float | None
     announced_seconds: float  # where the header says that the last frame ends, 0 where it does not
     rate: float  # frames a second, 0 where unknown
@@ -71,6 +73,7 @@ class Clip:
             "frames_per_second": facts.rate,
             "size_bytes": Path(self.path).stat().st_size,
             "mirrored": facts.mirrored,
+            "hdr": facts.hdr,
         }
 
     def plan(self, sampling: Sampling) -> dict[str, Any]:
@@ -159,6 +162,7 @@ class Clip:
                 size=(first.width, first.height),
                 rotation=rotation,
                 mirrored=mirrored,
+                hdr=TRANSFERS.get(int(context.color_trc), ""),
                 duration_seconds=length,
                 announced_seconds=announced,
                 rate=float(stream.average_rate or stream.guessed_rate or 0),

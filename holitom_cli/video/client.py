@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames, Sampling, VideoInfo
 from holitom_cli.video.files import readable_file, shown
+from holitom_cli.video.hdr import to_ordinary
 from holitom_cli.video.routing import AV_REASON
 from holitom_cli.video.sampling import spacing_warning
 from holitom_cli.video.worker_link import (
@@ -141,7 +142,7 @@ class Shots:
         self.filled = np.zeros(count, dtype=bool)
         self._shape = (info.height, info.width, 3)
         self._turns = -info.rotation // 90  # numpy turns counter-clockwise
-        self._mirrored = info.mirrored
+        self._mirrored, self._hdr = info.mirrored, info.hdr
         self._shrink = shrink
 
     def place(self, header: Message, memory: mmap.mmap, cell_bytes: int) -> None:
@@ -155,7 +156,8 @@ class Shots:
         upright = picture if header["upright"] else np.rot90(straight, self._turns)
         if upright.shape != self._shape:
             raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self._shape}")
-        kept = self._shrink(upright) if self._shrink else upright
+        small = self._shrink(upright) if self._shrink else upright
+        kept = to_ordinary(small, self._hdr) if self._hdr else small  # the smaller one is quicker
         if not self.filled.any():
             check_memory(len(self.filled) * kept.nbytes, len(self.filled))
             self.pixels = np.empty((len(self.filled), *kept.shape), dtype=np.uint8)

@@ -119,7 +119,7 @@ def parent(value: Json, path: tuple[str | int, ...]) -> Any:
     return inner
 
 
-LATER = {("sampling", name) for name in ("mode", "settings", "moved_s", "cached")} | {("video", "mirrored")}
+LATER = {("sampling", name) for name in ("mode", "settings", "moved_s", "cached")} | {("video", "mirrored"), ("video", "hdr")}
 
 
 def documents() -> list[Json]:
@@ -188,6 +188,7 @@ def test_figures_arrive_unchanged() -> None:
         "frames_per_second": 30.0,
         "size_bytes": 134_217_728,
         "mirrored": False,
+        "hdr": "",
     }
     assert value["sampling"]["frame_indices"] == np.linspace(0, 8999, 32, dtype=int).tolist()
     assert value["sampling"]["frame_times_s"][-1] == pytest.approx(8999 / 30)
