@@ -46,7 +46,7 @@ def ask(
     answer: AnswerOptions,
     *,
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a folder of pictures.", show_default=False)],
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.")
     ] = None,

@@ -130,7 +130,7 @@ def shelf(
 ) -> Shelf | None:
     """Where what is seen is kept; None where it is not, as of a model that is spread over several devices."""
     cache = kept.open()
-    if cache is None or options.device_map:
+    if cache is None or options.device_map or Path(clip).is_dir():  # a folder's content is known by no one number
         return None
     from holitom_cli.batch.manifest import clip_identity, watched_key
     from holitom_cli.model.device import choose_device, choose_dtype

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames, Sampling, VideoInfo
-from holitom_cli.video.files import readable_file, shown
+from holitom_cli.video.files import readable, shown
 from holitom_cli.video.hdr import to_ordinary
 from holitom_cli.video.routing import AV_REASON
 from holitom_cli.video.sampling import spacing_warning
@@ -49,7 +49,7 @@ def probe(path: str | Path, *, timeout_seconds: float | None = None) -> VideoInf
 
     Raises VideoError when there is no such stream, no frame of it can be decoded, or it takes too long.
     """
-    file = readable_file(path)
+    file = readable(path)
     with lent() as worker:
         return probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
 
@@ -74,7 +74,7 @@ def read(
     UsageError for a sampling that means none.
     """
     started = time.perf_counter()
-    file = readable_file(path)
+    file = readable(path)
     with lent() as worker:
         info = probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
         probed_at = time.perf_counter()

@@ -13,8 +13,8 @@ def shown(path: str | Path) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in Path(path).name)
 
 
-def readable_file(path: str | Path) -> str:
-    """The absolute path of a regular, readable, non-empty file; raises VideoError otherwise.
+def readable(path: str | Path) -> str:
+    """The absolute path of a folder, or of a regular, readable, non-empty file; raises VideoError otherwise.
 
     An absolute path can never be taken for an option, a URL or a "concat:" list by a decoder. A FIFO or device
     is refused unopened, for opening one may wait for ever.
@@ -24,7 +24,7 @@ def readable_file(path: str | Path) -> str:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise VideoError(f"{name} is a directory, not a video.", "Name one file in it, or use holitom batch.")
+            return str(file)
         if not stat.S_ISREG(status.st_mode):
             raise VideoError(f"{name} is not a regular file.", "Save the stream to a file first.")
         with file.open("rb"):

@@ -22,6 +22,7 @@ FORMATS = (
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,gif,mxf,nut,rm,ivf,dv,wtv,h264,hevc,av1,obu,m4v,mjpeg,vc1,apng,"
     "yuv4mpegpipe,wav,mp3,flac,aac,png_pipe,jpeg_pipe,webp_pipe,webp,bmp_pipe,tiff_pipe"
 )
+ONLY = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<SmoothStreamingMedia", b"[playlist]")
 HEAD_BYTES = 1024
 
@@ -32,9 +33,8 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
     "file:" and the whitelists keep a path from ever being taken for, or leading to, a network address or another file.
     """
-    only = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        container = av.open(f"file:{path}", container_options=only, metadata_errors="replace")
+        container = av.open(f"file:{path}", container_options=ONLY, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         if is_playlist(path):
             raise VideoError(

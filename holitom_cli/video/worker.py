@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import re
+import stat
 import sys
 import threading
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from holitom_cli.video.arena import Arena
 
 if TYPE_CHECKING:
     from holitom_cli.video.av_reader import Clip
+    from holitom_cli.video.pictures import Pictures
 
 
 class Picture(NamedTuple):
@@ -116,11 +118,14 @@ class Server:
             case "av":
                 yield from self._frames(request, clip.read(request["indices"]))
 
-    def _open(self, path: str) -> Clip:
+    def _open(self, path: str) -> Clip | Pictures:
         """What is known of the clip, as long as its file stays the same."""
         from holitom_cli.video.av_reader import Clip
+        from holitom_cli.video.pictures import Pictures
 
         status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            return Pictures(path)  # its own times do not tell whether a picture has changed
         identity = (path, status.st_size, status.st_mtime_ns, status.st_ino)
         if self._clip is None or self._identity != identity:
             self._clip, self._identity = Clip(path), identity

@@ -57,7 +57,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    assert "is a directory" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path.name} is a folder without pictures."
 
 
 def test_empty_file(tmp_path: Path) -> None:
