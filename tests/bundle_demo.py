@@ -131,8 +131,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--command", required=True, help="that trained it, for the card")
     parser.add_argument("--device", required=True, help="that it ran on, for the card")
+    parser.add_argument("--note", default="", help="what else the card has to say of the training")
     options = parser.parse_args()
-    bundle(options.run, locate(DEMO).path, Training(options.command, options.device))
+    bundle(options.run, locate(DEMO).path, Training(options.command, options.device, options.note))
 
 
 if __name__ == "__main__":

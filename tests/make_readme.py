@@ -62,7 +62,7 @@ def _run(command: list[str], folder: Path) -> str:
     )
     printed = done.stdout.replace(str(folder), _HOME).replace(str(ROOT), f"{_HOME}/holitom_cli")
     lines = [line.rstrip() for line in printed.splitlines()]
-    told = [line for line in lines if not re.match(r"Loading |Reading up to |Watching|Answering|Warming up", line)]
+    told = [line for line in lines if not re.match(r"Loading |Reading |Watching|Answering|Warming up", line)]
     return "\n".join(told).strip("\n") + "\n"
 
 

@@ -39,11 +39,11 @@ bfloat16.
 ```
 
 - {minutes:.0f} minutes on {device}
-- {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of everything on clips of {frames} frames
+- {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of the language model on clips of {frames} frames
 - every clip was drawn for its step and seen once; no data set of anyone else was used
 - every visual token was kept: the model has never seen compressed ones
 
-`log.jsonl` is the log.
+`log.jsonl` is the log.{note}
 
 ## Accuracy
 
@@ -82,6 +82,7 @@ class Training:
 
     command: str
     device: str  # as in "one NVIDIA H200"
+    note: str = ""  # what else there is to say of it
 
 
 def card(
@@ -121,6 +122,7 @@ def card(
         vocab=text.vocab_size,
         command=training.command,
         device=training.device,
+        note=f" {training.note}" if training.note else "",
         minutes=final["seconds"] / 60,
         tower_steps=final["steps"]["tower"],
         clip_steps=final["steps"]["clips"],

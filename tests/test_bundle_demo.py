@@ -101,7 +101,7 @@ def test_the_card_says_what_the_log_and_the_configuration_say(
         TRAINING.command,
         "25 minutes on one NVIDIA H200",
         "700 steps of the tower",
-        "4,321 of everything",
+        "4,321 of the language model",
         "on 8,012 questions",
         "**97.3%**",
         "| the colour that something turns | 96.0% |",

@@ -187,7 +187,6 @@ def test_readmes_report_has_todays_rows(example: Example) -> None:
     assert rows - labels(changed) == {"temporal merge"}  # control
 
 
-@pytest.mark.xfail(strict=True, reason="the bundled checkpoint has random weights")
 def test_readme_shows_the_demo_that_is_bundled() -> None:
     (shown, *_) = (block for block in blocks(README, "console") if block.startswith("$ holitom demo"))
     items = [json.loads(line) for line in (DEMO / "questions.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -68,7 +68,7 @@ def _answer(model: Model, watched: Watched, item: Item, *, aloud: bool) -> Answe
 
     if aloud:
         print_data(Text(item.question, "bold"))
-        write(" ")
+        write("  ")
     listen = write if aloud else None
     answer = pipeline.ask(model, watched, item.question, max_new_tokens=_LONGEST_ANSWER, on_text=listen)
     if aloud:
