@@ -185,6 +185,16 @@ def tell_times(watched: Watched) -> Watched:
     return replace(watched, context=f"{watched.context}\n{sentence}".strip())
 
 
+def tell_subtitles(watched: Watched, lines: Sequence[tuple[float, float, str]]) -> Watched:
+    """The same, with those lines (start and end in seconds, words) before every question that its frames span."""
+    first, last = float(watched.frames.seconds[0]), float(watched.frames.seconds[-1])
+    inside = [f"[{start:.1f} s] {text}" for start, end, text in lines if start <= last and end >= first]
+    if not inside:
+        return watched
+    words = "\n".join(["What is said in the video, and when:", *inside])
+    return replace(watched, context=f"{watched.context}\n{words}".strip())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Begun:
     """A question behind its prefill: what is left to do is its answer."""

@@ -46,7 +46,9 @@ def ask(
     answer: AnswerOptions,
     *,
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a folder of pictures.", show_default=False)],
+    file: Annotated[
+        str, typer.Argument(metavar="VIDEO", help="A video file, or a folder of pictures.", show_default=False)
+    ],
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.")
     ] = None,
@@ -62,6 +64,14 @@ def ask(
         bool,
         typer.Option("--time-instruction", help="Tell the model the clip's length and the times of its frames."),
     ] = False,
+    subtitles: Annotated[
+        str | None,
+        typer.Option(
+            "--subtitles",
+            metavar="auto|FILE",
+            help="Tell the model what is said meanwhile; auto finds them beside the clip or in it.",
+        ),
+    ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
     ] = False,
@@ -86,6 +96,7 @@ def ask(
 
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file, timeout_seconds=video.decode_timeout)
+    lines = session.subtitle_lines(file, subtitles, video)
     checkpoint = session.find_checkpoint(model, chosen, talk)
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
@@ -107,9 +118,8 @@ def ask(
     seen = Watched(*known, chosen, Clock(loaded.device)) if known else _watch(loaded, frames, chosen, talk)
     if shelf and not known:
         shelf.keep(seen, talk)
-    tell = pipeline.tell_times if time_instruction else (lambda watched: watched)
-    answers = _answers(loaded, tell(seen), asked, given, answer, talk, stream=stream)
-    everything = tell(_watch(loaded, frames, rivals[1], talk)) if baseline else None
+    answers = _answers(loaded, _tell(seen, lines, time_instruction), asked, given, answer, talk, stream=stream)
+    everything = _tell(_watch(loaded, frames, rivals[1], talk), lines, time_instruction) if baseline else None
     full = _answers(loaded, everything, asked, given, answer, talk) if everything else []
     # 4. The report.
     if json:
@@ -127,6 +137,13 @@ def _watch(model: Model, frames: Frames, method: Method, talk: Talk) -> Watched:
 
     with talk.busy("Watching"):
         return pipeline.watch(model, frames, method=method)
+
+
+def _tell(watched: Watched, lines: Sequence[tuple[float, float, str]], time_instruction: bool) -> Watched:
+    from holitom_cli import pipeline
+
+    timed = pipeline.tell_times(watched) if time_instruction else watched
+    return pipeline.tell_subtitles(timed, lines)
 
 
 def _answers(

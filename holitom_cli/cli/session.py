@@ -107,6 +107,13 @@ def load_and_read(
             return model, reading.result()
 
 
+def subtitle_lines(file: str, source: str | None, options: VideoOptions) -> list[tuple[float, float, str]]:
+    """The clip's subtitles from where they were asked for; none where they were not."""
+    from holitom_cli.video import subtitles
+
+    return [] if source is None else subtitles(file, source, timeout_seconds=options.decode_timeout)
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The place in the cache for what a method makes of a clip."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from holitom_cli.types import ByteArray, IntArray
 
+    Lines = list[tuple[float, float, str]]
     Shrink = Callable[[ByteArray], ByteArray]
     OnFrame = Callable[[int, int], None]
 
@@ -52,6 +53,24 @@ def probe(path: str | Path, *, timeout_seconds: float | None = None) -> VideoInf
     file = readable(path)
     with lent() as worker:
         return probed(worker, file, probe_seconds(file) if timeout_seconds is None else timeout_seconds)
+
+
+def subtitles(path: str | Path, source: str | Path = "auto", *, timeout_seconds: float | None = None) -> Lines:
+    """The lines of a clip's subtitles, from a file, or with "auto" from one beside it or the clip itself.
+
+    Each with the seconds from and to which it is shown. Raises VideoError where there are none.
+    """
+    clip = Path(path)
+    beside = [clip.with_suffix(ending) for ending in (".srt", ".vtt", ".ass")]
+    own = next((file for file in beside if file.is_file()), clip) if source == "auto" else Path(source)
+    file = readable(own)
+    patience = probe_seconds(file) if timeout_seconds is None else timeout_seconds
+    with lent() as worker:
+        try:
+            found = worker.ask({"op": "subtitles", "path": file}, time.monotonic() + patience)
+        except WorkerError as error:
+            raise user_error(file, [("av", error)], patience) from None
+    return [(start, end, text) for start, end, text in found["lines"]]
 
 
 def read(

@@ -109,6 +109,11 @@ class Server:
 
             yield from self._frames(request, decord_reader.read(request["path"], request["indices"], request["total"]))
             return
+        if request["op"] == "subtitles":
+            from holitom_cli.video import words
+
+            yield {"lines": words.lines(request["path"])}
+            return
         clip = self._open(request["path"])
         match request["op"]:
             case "probe":

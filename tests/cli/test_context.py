@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
+
 from holitom_cli.model.loading import load_model
 from tests.make_random_checkpoint import RANDOM
 from tests.program import FAST, Invoke, invoke  # noqa: F401  a fixture
@@ -38,3 +40,60 @@ def test_the_baseline_is_told_the_same(invoke: Invoke, demo_clip: Path) -> None:
 def test_the_report_shows_it(invoke: Invoke, demo_clip: Path) -> None:  # noqa: F811
     done = invoke("ask", demo_clip, "What?", *FAST, "--time-instruction")
     assert TIMES in " ".join(done.err.split())
+
+
+SRT = """1
+00:00:00,500 --> 00:00:01,500
+Hello <i>there</i>,
+you.
+
+2
+00:00:06,000 --> 00:00:06,500
+{\\an8}Goodbye.
+
+3
+00:01:00,000 --> 00:01:01,000
+After the end.
+"""
+SAID = "What is said in the video, and when:\n[0.5 s] Hello there, you.\n[6.0 s] Goodbye."
+
+
+def test_subtitles_beside_the_clip_and_named(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:  # noqa: F811
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(demo_clip.read_bytes())
+    invoke("ask", clip, "What?", *FAST, "--subtitles", "auto").sentence(1, "clip.mp4 has no subtitles in words.")
+    clip.with_suffix(".srt").write_text(SRT, encoding="utf-8")
+    assert "context" not in result(invoke, clip)
+    assert result(invoke, clip, "--subtitles", "auto")["context"] == SAID
+    assert result(invoke, demo_clip, "--subtitles", str(clip.with_suffix(".srt")))["context"] == SAID
+    both = result(invoke, clip, "--subtitles", "auto", "--time-instruction")["context"]
+    assert both == f"{TIMES}\n{SAID}"
+
+
+def test_only_lines_inside_the_sampled_range_are_told(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = tmp_path / "words.srt"
+    words.write_text(SRT, encoding="utf-8")
+    late = result(invoke, demo_clip, "--subtitles", str(words), "--start", "5")
+    assert late["context"] == "What is said in the video, and when:\n[6.0 s] Goodbye."
+    assert "context" not in result(invoke, demo_clip, "--subtitles", str(words), "--start", "2", "--end", "3")
+
+
+def test_subtitles_in_the_clip(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:  # noqa: F811
+    words, path = tmp_path / "words.srt", tmp_path / "both.mkv"
+    words.write_text(SRT, encoding="utf-8")
+    with av.open(str(demo_clip)) as film, av.open(str(words)) as spoken, av.open(str(path), "w") as target:
+        sources = (film.streams.video[0], spoken.streams.subtitles[0])
+        copies = [target.add_stream_from_template(source) for source in sources]
+        for container, source, copy in zip((film, spoken), sources, copies, strict=True):
+            for packet in container.demux(source):
+                if packet.size:
+                    packet.stream = copy
+                    target.mux(packet)
+    assert result(invoke, path, "--subtitles", "auto")["context"] == SAID
+
+
+def test_subtitles_that_are_none(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:  # noqa: F811
+    junk = tmp_path / "junk.srt"
+    junk.write_bytes(bytes(range(256)))
+    invoke("ask", demo_clip, "What?", *FAST, "--subtitles", junk).sentence(1, "junk.srt")
+    invoke("ask", demo_clip, "What?", *FAST, "--subtitles", "no.srt").sentence(1, "There is no file no.srt.")
