@@ -58,3 +58,25 @@ class Clock:
 
             torch.mps.synchronize()
         return time.perf_counter()
+
+
+class Stopwatch:
+    """Seconds of the host's clock by what they went into; what is measured inside of something else counts twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @property
+    def total_seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of what runs inside, also where it fails."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "check": {"types", "methods", "model"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
-    "batch": {"__init__", "errors", "types", "clock", "cache", "methods", "model", "account", "pipeline"},
+    "batch": {"__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline"},
     "report": {"errors", "types"},
     "cli": {
         "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",
@@ -53,7 +53,7 @@ OWNERS = {
     "transformers": {"model", "check", "quality"},
     "accelerate": {"model"},
     "tokenizers": {"model", "quality"},
-    "av": {"video", "quality"},
+    "av": {"video", "quality", "report"},
     "decord": {"video"},
 }
 # Rooms that get by with so few libraries that these can be listed.
@@ -62,12 +62,13 @@ LIBRARIES: dict[str, set[str]] = {
     "types": set(),
     "flops": set(),
     "algebra": {"torch"},
-    "report": {"rich"},
+    "report": {"rich", "jinja2", "PIL", "numpy", "av"},
     "__init__": set(),
     "__main__": set(),
 }
 HEAVY = {
-    "accelerate", "av", "decord", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers",
+    "accelerate", "av", "decord", "huggingface_hub", "jinja2", "numpy", "PIL", "safetensors", "tokenizers", "torch",
+    "transformers",
 }  # fmt: skip
 LIGHT_ROOMS = {"cli", "report", "errors", "types", "__init__", "__main__"}  # loaded for --help
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv"}

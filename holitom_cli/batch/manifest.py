@@ -1,44 +1,24 @@
-"""Which clips a batch has, and the key that tells a finished question from an open one."""
+"""Keys that tell a finished question from an open one, and the rows of an output file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holitom_cli.errors import BatchError, UsageError
+from holitom_cli.errors import BatchError
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Checkpoint
     from holitom_cli.types import Sampling
 
-ENDINGS = frozenset(
-    f".{ending}"
-    for ending in "3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905
-)
 _BLOCK_BYTES = 65536
 _BLOCKS = 64
 _ROW_BEGINS = b'{"key": "'
-
-
-def find_clips(paths: Iterable[Path]) -> list[Path]:
-    """Files as named, and in folders every visible entry with a video's ending, sorted; none twice.
-
-    A link that leads nowhere is one too: it becomes an error row, not a gap.
-
-    Raises:
-        UsageError: no clip at all.
-    """
-    found: dict[Path, None] = {}
-    for path in paths:
-        found.update(dict.fromkeys(_clips_in(path) if path.is_dir() else [path]))
-    if not found:
-        raise UsageError("There is no video file in the given folders.", f"Known endings: {' '.join(sorted(ENDINGS))}")
-    return list(found)
 
 
 def clip_identity(path: Path) -> str:
@@ -88,23 +68,30 @@ def finished_rows(output: Path) -> dict[str, dict[str, Any]]:
     Raises:
         BatchError: the file holds something else than rows.
     """
+    return {row["key"]: row for row in rows_in(output) if "answer" in row}
+
+
+def rows_in(output: Path) -> Iterator[dict[str, Any]]:
+    """All rows of an output file, one at a time; none where there is no file, and torn ones are left out.
+
+    Raises:
+        BatchError: the file holds something else than rows.
+    """
     if not output.is_file():
-        return {}
-    finished = {}
-    for number, line in enumerate(output.read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            key = row["key"]
-            if "answer" in row:
-                finished[key] = row
-        except (ValueError, TypeError, KeyError) as error:
-            if line.startswith(_ROW_BEGINS[: len(line)]):
-                continue
-            raise BatchError(
-                f"Line {number} of {output} is not a row of a batch, so nothing is added to that file.",
-                "Choose another --output.",
-            ) from error
-    return finished
+        return
+    with output.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                _ = row["key"]
+            except (ValueError, TypeError, KeyError) as error:
+                if line.startswith(_ROW_BEGINS[: len(line)]):
+                    continue
+                raise BatchError(
+                    f"Line {number} of {output} is not a row of a batch, so nothing is added to that file.",
+                    "Choose another --output.",
+                ) from error
+            yield row
 
 
 def mend_last_row(output: Path) -> None:
@@ -118,11 +105,3 @@ def mend_last_row(output: Path) -> None:
             file.write(b"\n")
         except ValueError:
             file.truncate(len(kept) + len(newline))
-
-
-def _clips_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not path.is_dir()
-    )

@@ -1,16 +1,24 @@
-"""The plain loop over clips and questions; a bad clip never ends it."""
+"""Many clips and questions: read ahead, looked at one by one, answered together; a bad clip never ends it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli import methods, pipeline
+from holitom_cli.batch.ledger import Claim, Ledger
 from holitom_cli.batch.manifest import clip_identity, question_key, watched_key
-from holitom_cli.clock import Clock
-from holitom_cli.errors import HolitomError, in_a_sentence
+from holitom_cli.batch.questions import Asked, Job
+from holitom_cli.batch.reader import Fetched, ReadAhead, ahead_bytes, reader_count
+from holitom_cli.batch.speakers import Ended, Open, Speakers, too_late
+from holitom_cli.clock import Clock, Stopwatch
+from holitom_cli.errors import DeviceError, HolitomError, in_a_sentence
 from holitom_cli.types import Answer, Generation, Sampling, Watched
 
 if TYPE_CHECKING:
@@ -18,74 +26,285 @@ if TYPE_CHECKING:
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
 
+_REST = 0.05  # of a window's length; a shorter rest of a clip belongs to the window before it
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is done to every clip."""
 
-    questions: Sequence[str]
     method: Method
     generation: Generation
     sampling: Sampling
     decode_timeout_seconds: float | None = None
     cache: Cache | None = None  # where compressed clips are kept
     choices: tuple[str, ...] = ()  # answers to choose from; where there are none, one is generated
+    rows: int = 1  # answers that are generated together; 1 gives those of `pipeline.ask` to the last bit
+    every_seconds: float | None = None  # the length of the windows that a clip is cut into
+    timeout_seconds: float | None = None  # that a clip may take, waiting for others not counted
+    readers: int = field(default_factory=reader_count)
 
-    def settings(self, model: Model) -> dict[str, Any]:
-        """Everything besides clip and question that an answer depends on."""
+    def settings(self, model: tuple[str, str | None, str], sampling: Sampling) -> dict[str, Any]:
+        """Everything besides clip and question that an answer depends on; of the model its id, revision and dtype."""
         return {
             "method": [methods.name_of(self.method), asdict(self.method)],  # type: ignore[call-overload]
             "generation": asdict(self.generation),
-            **_sampling_key(self.sampling),
-            "model": [model.info.id, model.info.revision, model.info.dtype],
+            **_sampling_key(sampling),
+            "model": model,
             **({"choices": self.choices} if self.choices else {}),
         }
+
+    def sampling_of(self, job: Job) -> Sampling:
+        """Which frames of a job's clip are looked at."""
+        if job.window is None:
+            return self.sampling
+        return replace(self.sampling, start_seconds=job.window[0], end_seconds=job.window[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One clip and question, and what came of it."""
+    """One clip and question, and what came of it; a claim where a row was there before."""
 
     key: str
-    clip: Path
-    question: str
-    outcome: Answer | HolitomError
+    job: Job
+    asked: Asked
+    outcome: Answer | HolitomError | Claim
 
 
-def run(model: Model, clips: Sequence[Path], plan: Plan, finished: set[str]) -> Iterator[list[Item]]:
-    """Answer what is not finished yet; yields the new items of each clip, none where all were finished."""
-    settings = plan.settings(model)
-    for clip in clips:
-        identity = clip_identity(clip)
-        keys = {question_key(identity, question, settings): question for question in plan.questions}
-        items = list(_ask_all(model, clip, plan, identity, {key: keys[key] for key in keys if key not in finished}))
-        # What has its answer is not asked again of the same content under another name.
-        finished.update(item.key for item in items if isinstance(item.outcome, Answer))
-        yield items
+class Run:
+    """One batch: iterate over it for its items, in the order in which they are made."""
 
+    def __init__(self, model: Model, jobs: Iterable[Job], plan: Plan, ledger: Ledger | None = None) -> None:
+        """Prepare to answer the questions of `jobs` that `ledger` has no rows of."""
+        self._model, self._plan, self._ledger = model, plan, ledger or Ledger()
+        self._reader = ReadAhead(jobs, self._fetch, plan.readers, ahead_bytes())
+        self._speakers = Speakers(model, plan.rows, plan.generation)
+        self._open: deque[Open] = deque()
+        self._twins: dict[str, list[tuple[Job, Asked]]] = {}  # questions that wait for a row of equal content
+        self._postponed: tuple[Fetched, list[tuple[str, Asked]]] | None = None  # until there is more memory
+        self._stopping = threading.Event()
+        self.watch = Stopwatch()  # where the time of the model's thread goes
+        self.extra = 0  # items that came of cutting clips into windows
 
-def _ask_all(model: Model, clip: Path, plan: Plan, identity: str, questions: Mapping[str, str]) -> Iterator[Item]:
-    if not questions:
-        return
-    try:
-        watched = _watch(model, clip, plan, identity)
-    except Exception as error:
-        told = sentence(error)
-        for key, question in questions.items():
-            yield Item(key, clip, question, told)
-        return
-    for key, question in questions.items():
+    def stop(self) -> None:
+        """Begin nothing new: what the model works on is finished. Safe from a signal handler."""
+        self._stopping.set()
+
+    def __iter__(self) -> Iterator[Item]:
+        with closing(self._reader):
+            while not self._done():
+                for item in self._advance():
+                    yield item
+                    yield from self._settle(item)
+
+    def _done(self) -> bool:
+        if self._speakers:
+            return False
+        return self._stopping.is_set() or not (self._open or self._postponed or not self._reader.exhausted)
+
+    def _advance(self) -> Iterator[Item]:
+        """Begin what can be begun, then one token of every answer."""
+        if not self._stopping.is_set():
+            while self._open and self._speakers.has_room and not self._stopping.is_set():
+                yield from self._begin(self._open.popleft())
+            if not self._open:
+                yield from self._look()
+        if self._speakers:
+            yield from self._step()
+        if self._plan.timeout_seconds is not None:
+            yield from map(_item, self._speakers.late(self._plan.timeout_seconds))
+
+    def _settle(self, item: Item) -> Iterator[Item]:
+        """Note what came of a row, for questions about equal content that waited for it."""
+        if isinstance(item.outcome, Claim):
+            return
+        self._ledger.settle(item.key, answered=isinstance(item.outcome, Answer))
+        for job, asked in self._twins.pop(item.key, []):
+            yield from self._wait_for_twin(item.key, job, asked)
+
+    def _wait_for_twin(self, key: str, job: Job, asked: Asked) -> Iterator[Item]:
+        """A question that is, or was, being answered about equal content: if that fails, it is tried here."""
+        state = self._ledger.peek(key, job.clip)
+        if state is Claim.TAKEN:
+            self._twins.setdefault(key, []).append((job, asked))
+        elif state is Claim.OPEN:
+            self._reader.add(replace(job, asked=(asked,)))
+        else:
+            yield Item(key, job, asked, state)
+
+    # --- reading, in other threads --------------------------------------------------------------
+
+    def _fetch(self, job: Job) -> Fetched:
+        """Read a job's clip, where one of its questions is open."""
+        fetched = Fetched(replace(job, identity=job.identity or clip_identity(job.clip)))
         try:
-            answer: Answer | HolitomError = _answer(model, watched, question, plan)
+            if self._plan.every_seconds is not None and job.window is None:
+                fetched.parts = self._cut(fetched.job)
+                return fetched
+            self._claim(fetched)
+            self._read(fetched)
         except Exception as error:
-            answer = sentence(error)
-        yield Item(key, clip, question, answer)
+            if not fetched.asked:
+                self._claim(fetched)
+            fetched.error = sentence(error)
+        return fetched
+
+    def _cut(self, job: Job) -> list[Job]:
+        """A job for each window of a clip."""
+        from holitom_cli.video import probe
+
+        length = probe(job.clip, timeout_seconds=self._decode_seconds()).duration_seconds
+        return [replace(job, window=window) for window in windows(length, self._plan.every_seconds or math.inf)]
+
+    def _claim(self, fetched: Fetched) -> None:
+        job, info = fetched.job, self._model.info
+        settings = self._plan.settings((info.id, info.revision, info.dtype), self._plan.sampling_of(job))
+        for asked in job.asked:
+            key = question_key(job.identity or "", asked.text, asked.settings(settings))
+            fetched.asked.append((key, asked, self._ledger.claim(key, job.clip)))
+
+    def _read(self, fetched: Fetched) -> None:
+        if not any(claim is Claim.OPEN for _, _, claim in fetched.asked):
+            return
+        model, plan, job = self._model, self._plan, fetched.job
+        sampling = plan.sampling_of(job)
+        if plan.cache:
+            where = (model.info.dtype, model.device.type)
+            fetched.cache_key = watched_key(job.identity or "", model.checkpoint, where, plan.method, sampling)
+            if known := plan.cache.get(fetched.cache_key, model.device, job.clip):
+                fetched.known = known
+                return
+        fetched.frames = pipeline.read(
+            model.checkpoint, model.device, job.clip, sampling, [plan.method], timeout_seconds=self._decode_seconds()
+        )
+
+    def _decode_seconds(self) -> float | None:
+        given = [seconds for seconds in (self._plan.decode_timeout_seconds, self._plan.timeout_seconds) if seconds]
+        return min(given, default=None)
+
+    # --- the model, in this thread --------------------------------------------------------------
+
+    def _look(self) -> Iterator[Item]:
+        """Take a clip that has been read, and put its questions in line."""
+        if self._postponed:
+            if not self._speakers:
+                postponed, self._postponed = self._postponed, None
+                yield from self._watch(*postponed)
+            return
+        with self.watch.measure("waiting for clips"):
+            fetched = self._reader.next(patient=not self._speakers)
+        if fetched is None:
+            return
+        self.extra += max(0, len(fetched.parts) - 1) * len(fetched.job.asked)
+        opened = []
+        for key, asked, claim in fetched.asked:
+            if claim is Claim.OPEN:
+                opened.append((key, asked))
+            elif claim is Claim.TAKEN:
+                yield from self._wait_for_twin(key, fetched.job, asked)
+            else:
+                yield Item(key, fetched.job, asked, claim)
+        if opened:
+            yield from self._watch(fetched, opened)
+
+    def _watch(self, fetched: Fetched, opened: list[tuple[str, Asked]]) -> Iterator[Item]:
+        try:
+            watched = self._watched(fetched)
+        except Exception as error:
+            told = sentence(error)
+            if isinstance(told, DeviceError) and self._speakers:
+                self._speakers.most = len(self._speakers)  # a smaller batch from now on
+                self._postponed = (fetched, opened)
+                return
+            for key, asked in opened:
+                yield Item(key, fetched.job, asked, told)
+            return
+        fetched.frames = fetched.known = None  # `watched` has what is needed of them
+        self._open.extend(Open(key, asked, watched, fetched) for key, asked in opened)
+
+    def _watched(self, fetched: Fetched) -> Watched:
+        model, plan = self._model, self._plan
+        if fetched.error:
+            raise fetched.error
+        if plan.timeout_seconds is not None and fetched.seconds > plan.timeout_seconds:
+            raise too_late(plan.timeout_seconds)
+        if fetched.known:
+            return Watched(*fetched.known, plan.method, Clock(model.device))
+        assert fetched.frames is not None
+        with self.watch.measure("looking"):
+            watched = pipeline.watch(model, fetched.frames, method=plan.method)
+        if plan.cache:
+            with self.watch.measure("keeping"):
+                plan.cache.put(fetched.cache_key, watched.frames, watched.visual)
+        return watched
+
+    def _begin(self, question: Open) -> Iterator[Item]:
+        """Answer a question, or begin to where several are answered together."""
+        try:
+            if self._plan.rows == 1 or self._plan.choices:
+                with self.watch.measure("answering"):
+                    yield _item(Ended(question, self._answer(question)))
+                return
+            with self.watch.measure("prefill"):
+                ended = self._speakers.begin(question)
+            if ended:
+                yield _item(ended)
+        except Exception as error:
+            yield from self._after_failure(question, sentence(error))
+
+    def _answer(self, question: Open) -> Answer:
+        plan, text = self._plan, question.asked.text
+        if plan.choices:
+            return pipeline.choose(self._model, question.watched, text, plan.choices)
+        deadline = math.inf
+        if plan.timeout_seconds is not None:
+            deadline = time.perf_counter() + plan.timeout_seconds - question.fetched.seconds
+
+        def check(_: str) -> None:
+            if time.perf_counter() > deadline:
+                raise too_late(plan.timeout_seconds or 0.0)
+
+        return pipeline.ask(self._model, question.watched, text, **asdict(plan.generation), on_text=check)
+
+    def _step(self) -> Iterator[Item]:
+        try:
+            with self.watch.measure("decoding"):
+                ended = self._speakers.step()
+        except Exception as error:
+            yield from self._after_step(sentence(error))
+            return
+        yield from map(_item, ended)
+
+    def _after_failure(self, question: Open, told: HolitomError) -> Iterator[Item]:
+        """A question that could not be begun: where the memory was not enough, it waits for fewer to be under way."""
+        if isinstance(told, DeviceError) and self._speakers:
+            self._speakers.most = len(self._speakers)
+            self._open.appendleft(question)
+        elif isinstance(told, DeviceError) and self._plan.rows > 1 and not question.tried_alone:
+            self._speakers.restart(self._speakers.most)  # without the buffers of those before it
+            question.tried_alone = True
+            self._open.appendleft(question)
+        else:
+            yield _item(Ended(question, told))
+
+    def _after_step(self, told: HolitomError) -> Iterator[Item]:
+        """No token could be had: where the memory was not enough, half as many begin again."""
+        under_way = self._speakers.restart(self._speakers.most)
+        for question in reversed(under_way):
+            if isinstance(told, DeviceError) and not (len(under_way) == 1 and question.tried_alone):
+                question.tried_alone = len(under_way) == 1
+                self._open.appendleft(question)
+            else:
+                yield _item(Ended(question, told))
+        if isinstance(told, DeviceError):
+            self._speakers.restart(max(1, len(under_way) // 2))
 
 
-def _answer(model: Model, watched: Watched, question: str, plan: Plan) -> Answer:
-    if plan.choices:
-        return pipeline.choose(model, watched, question, plan.choices)
-    return pipeline.ask(model, watched, question, **asdict(plan.generation))
+def windows(length_seconds: float, every_seconds: float) -> list[tuple[float, float]]:
+    """Start and end of equal parts of a clip; a short rest belongs to the last of them."""
+    count = max(1, math.ceil(length_seconds / every_seconds - _REST))
+    starts = [number * every_seconds for number in range(count)]
+    return list(zip(starts, [*starts[1:], max(length_seconds, starts[-1] + _REST * every_seconds)], strict=True))
 
 
 def sentence(error: Exception) -> HolitomError:
@@ -95,25 +314,11 @@ def sentence(error: Exception) -> HolitomError:
     return told.with_traceback(None)
 
 
+def _item(ended: Ended) -> Item:
+    question = ended.open
+    return Item(question.key, question.fetched.job, question.asked, ended.outcome)
+
+
 def _sampling_key(sampling: Sampling) -> dict[str, Any]:
     """What tells samplings apart, in as few words as there were when frames were evenly spread always."""
     return {name: value for name, value in asdict(sampling).items() if value}
-
-
-def _watch(model: Model, clip: Path, plan: Plan, identity: str) -> Watched:
-    where = (model.info.dtype, model.device.type)
-    key = watched_key(identity, model.checkpoint, where, plan.method, plan.sampling) if plan.cache else ""
-    if plan.cache and (known := plan.cache.get(key, model.device, clip)):
-        return Watched(*known, plan.method, Clock(model.device))
-    frames = pipeline.read(
-        model.checkpoint,
-        model.device,
-        clip,
-        plan.sampling,
-        [plan.method],
-        timeout_seconds=plan.decode_timeout_seconds,
-    )
-    watched = pipeline.watch(model, frames, method=plan.method)
-    if plan.cache:
-        plan.cache.put(key, watched.frames, watched.visual)
-    return watched

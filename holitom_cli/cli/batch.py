@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
+from holitom_cli.batch.table import Format, write
 from holitom_cli.cli import session
-from holitom_cli.cli.console import Talk, write_json
+from holitom_cli.cli.batch_options import ClipOptions, RunOptions
+from holitom_cli.cli.console import Talk, print_data, write_json
+from holitom_cli.cli.guard import INTERRUPTED, first_interrupt
 from holitom_cli.cli.options import (
     AnswerOptions,
     CacheOptions,
@@ -23,18 +28,27 @@ from holitom_cli.cli.options import (
     command,
     split_choices,
 )
-from holitom_cli.cli.rows import SOME_FAILED, appending, progress
-from holitom_cli.errors import HolitomError
+from holitom_cli.cli.rows import SOME_FAILED, appending
+from holitom_cli.cli.tally import Tally, board, estimate_table
+from holitom_cli.errors import BatchError, HolitomError, UsageError, reason
 from holitom_cli.report.record import error_record, flat_record
 from holitom_cli.report.terminal import warning_line
+from holitom_cli.report.text import counted
 from holitom_cli.types import Answer, Generation
 
 if TYPE_CHECKING:
-    from holitom_cli.batch.runner import Item
+    from holitom_cli.batch.ledger import Ledger
+    from holitom_cli.batch.questions import Job
+    from holitom_cli.batch.runner import Item, Plan, Run
+    from holitom_cli.model.loading import Checkpoint
 
 
-@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(
+    ClipOptions, RunOptions, VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions
+)
 def batch(
+    clips: ClipOptions,
+    how: RunOptions,
     video: VideoOptions,
     sampling: SamplingOptions,
     kept: CacheOptions,
@@ -43,69 +57,202 @@ def batch(
     answer: AnswerOptions,
     *,
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATHS", help="Video files, and folders of them.")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATHS",
+            help="Video files, folders of them, and patterns; - reads a list of paths from stdin.",
+            show_default=False,
+        ),
+    ] = None,
     questions: Annotated[
         list[str] | None,
         typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times."),
     ] = None,
     questions_file: Annotated[
-        Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
+        Path | None,
+        typer.Option(
+            "--questions",
+            "-Q",
+            metavar="FILE",
+            help="A file with one question a line; or .jsonl, .csv or .parquet with question, and optionally video "
+            "and custom_id.",
+        ),
     ] = None,
     choices: Choices = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A JSONL file to append to; what it has answers for is skipped."),
+        typer.Option("--output", "-o", help="A JSONL file to append to; rows that it has are skipped."),
+    ] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Write the rows beside --output at the end, too: csv, parquet, md, srt or vtt."),
+    ] = None,
+    summary_json: Annotated[
+        Path | None, typer.Option("--summary-json", metavar="FILE", help="Write counts, rates and times there.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no summary.")] = False,
 ) -> None:
     """Ask the same questions about many clips: one JSON line for each clip and question.
 
-    Clips that fail become rows with an error; the exit code is 3 then. Run it again to go on where it stopped.
+    Clips that fail become rows with an error; the exit code is 3 then. Run it again to go on where it stopped: rows
+    that --output has are skipped, and other settings make other rows. Rows come in the order in which they are done.
+    Ctrl-C finishes what is under way and saves it; a second one stops at once.
     """
     talk = Talk(quiet=quiet)
-    asked = session.read_questions(None, questions, questions_file)
+    # 1. Everything that can be wrong without reading a weight or a frame.
+    jobs = _jobs(clips, paths or [], questions, questions_file, answer.seed, talk)
     given = split_choices(choices, context)
     chosen, wish = method.build(context), sampling.build(video, context)
+    if formats and output is None:
+        raise UsageError("--format writes beside --output, which is not given.", "Name a file with --output.")
     from holitom_cli.video import warm_up
 
     warm_up()
     from holitom_cli import pipeline
-    from holitom_cli.batch import manifest, runner
+    from holitom_cli.batch.ledger import Ledger
+    from holitom_cli.batch.runner import Plan, Run
+    from holitom_cli.model.device import choose_device
 
     generation = pipeline.check_generation(Generation(**asdict(answer)))
-    clips, cache = manifest.find_clips(paths), kept.open()
-    finished = set(manifest.finished_rows(output)) if output else set()
-    plan = runner.Plan(asked, chosen, generation, wish, video.decode_timeout, cache, given)
-    with _rows(output) as add, progress(talk, len(clips)) as step:
-        checkpoint = session.find_checkpoint(model, chosen, talk)
-        session.check_room(checkpoint, chosen, 1, asked, given)
-        loaded = session.load(model, checkpoint, talk)
-        tally = {"answered": 0, "failed": 0, "skipped": 0}
-        for clip, items in zip(clips, runner.run(loaded, clips, plan, finished), strict=True):
-            for item in items:
-                add(_row(item))
-            errors = [item.outcome for item in items if isinstance(item.outcome, HolitomError)]
-            tally["failed"] += len(errors)
-            tally["answered"] += len(items) - len(errors)
-            tally["skipped"] += len(asked) - len(items)
-            step(clip, len(items), errors)
-            for warning in next(
-                (item.outcome.frames.warnings for item in items if isinstance(item.outcome, Answer)), ()
-            ):
-                talk.say(warning_line(f"{clip}: {warning}"))
-    if cache and cache.trouble:
-        talk.say(warning_line(cache.trouble))
-    talk.say(", ".join(f"{count} {what}" for what, count in tally.items()))
-    if tally["failed"]:
-        raise typer.Exit(SOME_FAILED)
+    plan = Plan(
+        chosen,
+        generation,
+        wish,
+        video.decode_timeout,
+        kept.open(),
+        given,
+        how.rows_on(choose_device(model.device).type),
+        clips.every_seconds,
+        how.timeout,
+    )
+    tally = Tally()
+    with nullcontext() if how.dry_run else _rows(output) as add:
+        ledger = Ledger(output, retry_failed=how.retry_failed, force=how.force)
+        checkpoint = session.find_checkpoint(_same_model(model, ledger, talk), chosen, talk)
+        session.check_room(checkpoint, chosen, 1, sorted({one.text for job in jobs for one in job.asked}), given)
+        if add is None:
+            _estimate(checkpoint, model, jobs, plan, ledger, talk)
+            return
+        # 2. The rows.
+        run = Run(session.load(model, checkpoint, talk), jobs, plan, ledger)
+        interrupted = _make_rows(run, jobs, add, tally, how.most_failures, talk)
+    # 3. What came of it.
+    _write_tables(output, formats or [], talk)
+    _conclude(run, plan, tally, summary_json, talk, interrupted=interrupted)
 
 
-def _row(item: Item) -> Mapping[str, Any]:
-    if isinstance(item.outcome, Answer):
-        return flat_record(item.outcome, item.key)
-    return error_record(str(item.clip.absolute()), item.question, item.outcome, item.key)
+def _jobs(
+    clips: ClipOptions,
+    paths: Sequence[Path],
+    questions: Sequence[str] | None,
+    file: Path | None,
+    seed: int,
+    talk: Talk,
+) -> list[Job]:
+    from holitom_cli.batch.inputs import describe
+    from holitom_cli.batch.questions import Asked, jobs, read_table
+
+    asked: list[Asked] = [Asked(text) for text in questions or []]
+    asked += read_table(file) if file else []
+    found = clips.find(paths, seed)
+    if found and found.skipped:
+        talk.say(Text(f"{counted(len(found.clips), 'clip')}. {describe(found.skipped)}."))
+    return jobs(found.clips if found else [], asked)
+
+
+def _same_model(options: ModelOptions, ledger: Ledger, talk: Talk) -> ModelOptions:
+    """The model of the rows that are there, where none is named."""
+    if options.model is not None or ledger.model is None:
+        return options
+    name, revision = ledger.model
+    talk.say(Text(f"Going on with {name}, which the rows that are there come from."))
+    return replace(options, model=name, revision=revision)
+
+
+def _make_rows(
+    run: Run,
+    jobs: Sequence[Job],
+    add: Callable[[Mapping[str, Any]], None],
+    tally: Tally,
+    most_failures: int | None,
+    talk: Talk,
+) -> bool:
+    """Write every row; returns whether Ctrl-C ended it early."""
+    interrupted = False
+
+    def finish() -> None:
+        nonlocal interrupted
+        interrupted = True
+        run.stop()
+        talk.say("Finishing what is under way; Ctrl-C again stops at once.")
+
+    total = sum(len(job.asked) for job in jobs)
+    with first_interrupt(finish), board(talk, run, tally, total) as step:
+        for item in run:
+            if isinstance(item.outcome, Answer | HolitomError):
+                add(_row(item, item.outcome))
+            step(item)
+            if most_failures is not None and tally.failed >= most_failures:
+                raise BatchError(
+                    f"{counted(tally.failed, 'row')} failed, so the batch was stopped.",
+                    "Mend the cause and run it again to go on; --retry-failed tries failed rows again.",
+                )
+    return interrupted
+
+
+def _row(item: Item, outcome: Answer | HolitomError) -> Mapping[str, Any]:
+    job, asked = item.job, item.asked
+    if isinstance(outcome, Answer):
+        row = flat_record(outcome, item.key)
+    else:
+        row = error_record(str(job.clip.absolute()), asked.text, outcome, item.key)
+    if asked.custom_id is not None:
+        row["custom_id"] = asked.custom_id
+    if job.window is not None:
+        row["start_s"], row["end_s"] = job.window
+    return row
 
 
 def _rows(output: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     """Where rows go: stdout, or the end of a file."""
     return appending(output) if output else nullcontext(lambda row: write_json(row, indent=None))
+
+
+def _estimate(
+    checkpoint: Checkpoint, model: ModelOptions, jobs: Sequence[Job], plan: Plan, ledger: Ledger, talk: Talk
+) -> None:
+    from holitom_cli.batch.estimate import estimate
+    from holitom_cli.model.device import choose_device, choose_dtype
+
+    dtype = choose_dtype(model.dtype, choose_device(model.device))
+    with talk.busy(f"Probing {counted(len(jobs), 'clip')}"):
+        total = estimate(checkpoint, dtype, jobs, plan, ledger)
+    print_data(estimate_table(total, checkpoint.source.id))
+
+
+def _write_tables(output: Path | None, formats: Sequence[Format], talk: Talk) -> None:
+    from holitom_cli.batch.ledger import last_rows
+
+    for kind in formats:
+        assert output is not None
+        for path in write(last_rows(output), kind, output):
+            talk.say(Text(f"Wrote {path}."))
+
+
+def _conclude(run: Run, plan: Plan, tally: Tally, summary_json: Path | None, talk: Talk, *, interrupted: bool) -> None:
+    if plan.cache and plan.cache.trouble:
+        talk.say(warning_line(plan.cache.trouble))
+    if summary_json:
+        document = tally.document(run.watch, interrupted=interrupted)
+        try:
+            summary_json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BatchError(f"{summary_json} cannot be written: {reason(error)}.", "Name another file.") from error
+    if tally.answered or tally.failed:
+        talk.say(tally.table(run.watch))
+    talk.say(tally.line())
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if tally.failed or tally.failed_before:
+        raise typer.Exit(SOME_FAILED)

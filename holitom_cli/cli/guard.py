@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
@@ -31,6 +31,26 @@ def watch_for_interrupts() -> None:
     sys.unraisablehook = _end_where_nothing_can_be_raised
 
 
+_patient = threading.Event()  # the next Ctrl-C is left to whoever asked for it
+
+
+@contextmanager
+def first_interrupt(call: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C call this instead of ending the program; the second one ends it at once."""
+
+    def interrupted(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        call()
+
+    _patient.set()
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        _patient.clear()
+        signal.signal(signal.SIGINT, before)
+
+
 def end_at_once() -> NoReturn:
     """Exit as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
     with suppress(OSError, ValueError):
@@ -47,7 +67,7 @@ def _end_where_nothing_can_be_raised(what: sys.UnraisableHookArgs) -> None:
 
 
 def _end_after_interrupt(reader: socket.socket, writer: socket.socket) -> None:
-    while reader.recv(1) != bytes([signal.SIGINT]):
+    while not _ends_it(reader.recv(1)):
         pass
     time.sleep(_GRACE_SECONDS)
     writer.close()
@@ -58,6 +78,15 @@ def _end_after_interrupt(reader: socket.socket, writer: socket.socket) -> None:
     if sys.stderr.isatty():
         os.write(sys.stderr.fileno(), _SHOW_CURSOR)  # a spinner that could not end has hidden it
     os._exit(INTERRUPTED)
+
+
+def _ends_it(signal_number: bytes) -> bool:
+    """Whether this is a Ctrl-C that nobody has asked for."""
+    if signal_number != bytes([signal.SIGINT]):
+        return False
+    asked_for = _patient.is_set()
+    _patient.clear()
+    return not asked_for
 
 
 def open_missing_streams() -> None:

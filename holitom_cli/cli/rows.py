@@ -22,16 +22,24 @@ SOME_FAILED = 3  # exit code
 
 @contextmanager
 def appending(output: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Add rows to the end of a file, which is not left behind empty."""
+    """Add rows to the end of a file, which nobody else writes meanwhile, and which is not left behind empty.
+
+    Raises:
+        BatchError: another process writes to it.
+    """
+    from holitom_cli.batch.ledger import only_writer
     from holitom_cli.batch.manifest import mend_last_row
 
     new = not output.exists()
     try:
         with output.open("ab", buffering=0) as file:
             regular = output.is_file()
-            if regular:
+            if not regular:
+                yield lambda row: _append(file, output, row, lasting=False)
+                return
+            with only_writer(file, output):
                 mend_last_row(output)
-            yield lambda row: _append(file, output, row, lasting=regular)
+                yield lambda row: _append(file, output, row, lasting=True)
     finally:
         if new and output.is_file() and not output.stat().st_size:
             output.unlink()

@@ -1,0 +1,178 @@
+"""Answers that are generated together: each enters behind its prefill and leaves when it ends."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from holitom_cli import pipeline
+from holitom_cli.account import Spoken
+from holitom_cli.errors import HolitomError
+from holitom_cli.model.cache import StaticCache
+from holitom_cli.model.decode import RowDecoder, choose, not_a_number
+from holitom_cli.model.device import memory_advice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from holitom_cli.batch.questions import Asked
+    from holitom_cli.batch.reader import Fetched
+    from holitom_cli.model.loading import Model
+    from holitom_cli.model.prefill import Prefill
+    from holitom_cli.pipeline import Begun
+    from holitom_cli.types import Answer, Generation, Watched
+
+
+@dataclass(slots=True)
+class Open:
+    """A question whose clip has been looked at."""
+
+    key: str
+    asked: Asked
+    watched: Watched
+    fetched: Fetched
+    tried_alone: bool = False  # and the memory was not enough
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A question, and what came of it."""
+
+    open: Open
+    outcome: Answer | HolitomError
+
+
+@dataclass(slots=True)
+class _Speaking:
+    """An answer on its way."""
+
+    open: Open
+    begun: Begun
+    began: float  # time.perf_counter() before its prefill
+    first: float  # and at its first token
+    generator: torch.Generator | None
+    ids: list[int] = field(default_factory=list)
+
+
+class Speakers:
+    """Answers under way, one token of each at a step."""
+
+    def __init__(self, model: Model, rows: int, generation: Generation) -> None:
+        """Room for `rows` answers at a time, all generated alike."""
+        self._model, self._generation = model, generation
+        self._active: dict[int, _Speaking] = {}  # by row of the decoder
+        self.most = rows
+        self.restart(rows)
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._active) < self.most
+
+    def restart(self, most: int) -> list[Open]:
+        """Forget all answers under way and the memory that they took; returns their questions."""
+        opened = [speaking.open for speaking in self._active.values()]
+        self._active.clear()
+        self.most = most
+        self._decoder = RowDecoder(self._model.language_model, self._model.lm_head, most)
+        self._token = torch.zeros(most, dtype=torch.int64)  # (B,) the last one of each row
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return opened
+
+    @torch.inference_mode()
+    def begin(self, question: Open) -> Ended | None:
+        """Prefill a question and take its first token; the outcome where that was the last one, too.
+
+        Raises:
+            HolitomError: as `pipeline.ask`.
+        """
+        began = time.perf_counter()
+        begun = pipeline.begin(self._model, question.watched, question.asked.text, self._generation)
+        generator = None
+        if self._generation.temperature > 0:
+            generator = torch.Generator(begun.state.logits.device).manual_seed(self._generation.seed)
+        with begun.clock.stage("sample"):
+            value = int(choose(begun.state.logits, self._generation, generator)[0])
+        speaking = _Speaking(question, begun, began, time.perf_counter(), generator)
+        if ended := self._add(speaking, value):
+            return ended
+        with self._memory_advice():
+            row = self._decoder.enter(begun.state)
+        speaking.begun = replace(begun, state=_without_cache(begun))
+        self._active[row] = speaking
+        self._token[row] = value
+        return None
+
+    @torch.inference_mode()
+    def step(self) -> list[Ended]:
+        """One token more of every answer; returns those that ended.
+
+        Raises:
+            DeviceError: the memory is full; what is under way can only be restarted.
+        """
+        with self._memory_advice():
+            logits = self._decoder.step(self._token.to(self._model.device))
+            chosen = self._choose(logits)
+        self._token = chosen.clamp_min(0).cpu()  # the host waits for the device here
+        values = chosen.tolist()
+        ended = []
+        for row, speaking in list(self._active.items()):
+            if end := self._add(speaking, values[row]):
+                self._leave(row)
+                ended.append(end)
+        return ended
+
+    def late(self, timeout_seconds: float) -> list[Ended]:
+        """End the answers of clips that have had their time."""
+        ended = []
+        for row, speaking in list(self._active.items()):
+            spent = time.perf_counter() - speaking.began + speaking.open.fetched.seconds
+            if spent > timeout_seconds:
+                self._leave(row)
+                ended.append(Ended(speaking.open, too_late(timeout_seconds)))
+        return ended
+
+    def _leave(self, row: int) -> None:
+        self._decoder.leave(row)
+        del self._active[row]
+
+    def _add(self, speaking: _Speaking, value: int) -> Ended | None:
+        """Take a token; the outcome if it is the last one."""
+        if value < 0:
+            return Ended(speaking.open, not_a_number())
+        speaking.ids.append(value)
+        most = speaking.begun.generation.max_new_tokens
+        if value not in self._model.chat.end_ids and len(speaking.ids) < most:
+            return None
+        spoken = Spoken(tuple(speaking.ids), time.perf_counter() - speaking.first)
+        return Ended(speaking.open, pipeline.conclude(self._model, speaking.begun, spoken))
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """The next token of each row (B,); each row draws by itself, as it would alone."""
+        if self._generation.temperature == 0:
+            return choose(logits, self._generation, None)
+        drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        for row, speaking in self._active.items():
+            drawn[row] = choose(logits[row : row + 1], self._generation, speaking.generator)[0]
+        return drawn
+
+    def _memory_advice(self) -> AbstractContextManager[None]:
+        return memory_advice(self._model.info.device_name, "for so many answers at a time", "Use a smaller --rows.")
+
+
+def too_late(timeout_seconds: float) -> HolitomError:
+    """What is said of a clip that takes longer than is allowed."""
+    return HolitomError(f"The clip was not done within {timeout_seconds:g} s.", "Allow more time with --timeout.")
+
+
+def _without_cache(begun: Begun) -> Prefill:
+    """What the account of an answer needs of its prefill; the decoder has copied the keys and values."""
+    state = begun.state
+    return replace(state, cache=StaticCache(0, 0), hidden=state.hidden.new_empty(0), logits=state.logits.new_empty(0))
