@@ -131,7 +131,7 @@ def test_what_is_wrong_is_said_beside_what_is_right(invoke: Invoke, monkeypatch:
     right = {item["question"]: item["answer"] for item in QUESTIONS[1:]}
 
     def dictate(model: Any, watched: Any, question: str, *, on_text: Any = None, **options: Any) -> Any:
-        said = right.get(question, 'nothing')
+        said = right.get(question, "nothing")
         if on_text:
             on_text(said)
         return replace(asked(model, watched, question, **options), text=said)
