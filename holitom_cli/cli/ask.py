@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from holitom_cli.cli import pictures as drawing
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write, write_json
 from holitom_cli.cli.options import (
@@ -18,6 +19,7 @@ from holitom_cli.cli.options import (
     Choices,
     MethodOptions,
     ModelOptions,
+    PictureOptions,
     SamplingOptions,
     VideoOptions,
     command,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
 
 
-@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions, PictureOptions)
 def ask(
     video: VideoOptions,
     sampling: SamplingOptions,
@@ -44,6 +46,7 @@ def ask(
     model: ModelOptions,
     method: MethodOptions,
     answer: AnswerOptions,
+    pictures: PictureOptions,
     *,
     context: typer.Context,
     file: Annotated[
@@ -87,6 +90,7 @@ def ask(
     # 1. Everything that can be wrong without reading a weight or a frame.
     asked = session.read_questions(question, questions, questions_file)
     given = split_choices(choices, context)
+    pictures.check()
     chosen, wish = method.build(context), sampling.build(video, context)
     from holitom_cli.video import most_frames, probe, warm_up
 
@@ -127,6 +131,7 @@ def ask(
     elif no_stream:
         write("".join(f"{item.text}\n" for item in answers))
     talk.say(report(answers, full))
+    drawing.write(pictures, file, video.decode_timeout, answers, full, talk)
     if quiet:
         for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
             talk.insist(warning_line(warning))

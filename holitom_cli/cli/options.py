@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Sampling
 
 _VIDEO, _MODEL, _METHOD, _ANSWER = "Video", "Model", "Compression", "Answer"
+_PICTURES: dict[str, Any] = {"rich_help_panel": "Pictures of what was kept", "show_default": False}
 _SETTINGS = ("retain_ratio", "tau", "beta", "neighbours", "max_window", "inner_layer", "inner_ratio")
 _NEAREST = 2  # on the command line itself
 
@@ -277,6 +278,58 @@ class AnswerOptions:
     temperature: Annotated[float, _option("--temperature", "0 is greedy.", _ANSWER)] = 0.0
     top_p: Annotated[float, _option("--top-p", "Sample from the likeliest tokens of this mass.", _ANSWER)] = 1.0
     seed: Annotated[int, _option("--seed", "Seed of the sampling.", _ANSWER, min=0, max=2**63 - 1)] = 0
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Where pictures of what was kept are written."""
+
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="A page of the answers, what was kept and the times.", **_PICTURES
+        ),
+    ] = None
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option("--contact-sheet", metavar="FILE", help="One PNG of all frames, with what was kept.", **_PICTURES),
+    ] = None
+    overlay: Annotated[
+        Path | None,
+        typer.Option(
+            "--overlay", metavar="FOLDER", help="A PNG a frame; more for what each question looked at.", **_PICTURES
+        ),
+    ] = None
+    overlay_video: Annotated[
+        Path | None,
+        typer.Option(
+            "--overlay-video", metavar="FILE", help="The sampled frames with what was kept, as MP4.", **_PICTURES
+        ),
+    ] = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.report, self.contact_sheet, self.overlay_video) if path is not None]
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.files) or self.overlay is not None
+
+    def check(self) -> None:
+        """Refuse places that nothing can be written to.
+
+        Raises:
+            UsageError: a folder is missing, or a file stands where a folder should, or the other way round.
+        """
+        for file in self.files:
+            if file.is_dir():
+                raise UsageError(f"{file} is a folder.", "Name a file to write.")
+            if not file.parent.is_dir():
+                raise UsageError(f"There is no folder {file.parent} to write {file.name} to.", "Make it first.")
+        if self.overlay is not None and self.overlay.exists() and not self.overlay.is_dir():
+            raise UsageError(f"{self.overlay} is no folder.", "Name a folder for --overlay.")
+        if len(set(self.files)) < len(self.files):
+            raise UsageError("Two kinds of pictures would be written to one file.", "Give each a name of its own.")
 
 
 Choices = Annotated[
