@@ -16,7 +16,7 @@ from holitom_cli.types import VideoFeatures
 if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
 
-_CHUNK_FRAMES = 8  # frames in the tower at a time
+CHUNK_FRAMES = 8  # frames in the tower at a time
 _ATTENTION_FRAMES = 2  # frames whose attention maps, (frames, heads, T, T) float32, exist at a time
 
 
@@ -39,7 +39,7 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool =
     new = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
     new[1:] = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
     with fastest_attention():
-        parts = new.nonzero()[:, 0].split(_CHUNK_FRAMES)
+        parts = new.nonzero()[:, 0].split(CHUNK_FRAMES)
         chunks = [_encode_chunk(model, pixels[part], attention, keys) for part in parts]
     frame = (new.cumsum(0) - 1).to(model.device)
     tokens, *others = (torch.cat(part)[frame] for part in zip(*chunks, strict=True))
@@ -50,6 +50,11 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool =
         grid=model.checkpoint.visual_grid,
         keys=next(wanted) if keys else None,
     )
+
+
+def project(model: Model, hidden: Tensor) -> Tensor:
+    """Projector and pool: states leaving the tower (f, T, C) -> visual tokens (f, P, D) on the model's device."""
+    return pool(model.projector(hidden.to(device_of(model.projector)))).to(model.device)
 
 
 def pool(maps: Tensor) -> Tensor:
@@ -96,8 +101,7 @@ def _encode_chunk(model: Model, pixels: Tensor, attention: bool, keys: bool) -> 
         entering = hidden
         hidden = tower_layer(layer, entering)
     last = tower.encoder.layers[depth - 1]
-    tokens = pool(model.projector(hidden.to(device_of(model.projector)))).to(model.device)
-    found = [tokens]
+    found = [project(model, hidden)]
     if attention:
         found.append(pool(attention_received(last, entering)[..., None])[..., 0].to(model.device))
     if keys:
