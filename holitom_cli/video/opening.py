@@ -25,6 +25,9 @@ FORMATS = (
 ONLY = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<SmoothStreamingMedia", b"[playlist]")
 HEAD_BYTES = 1024
+MOST_PIXELS = (
+    100_000_000  # of a picture; the largest cameras have 80 million, and a file of nothing can claim 4 billion
+)
 
 
 @contextmanager
@@ -61,10 +64,21 @@ def moving_pictures(path: str, container: InputContainer) -> VideoStream:
                 raise VideoError(
                     f"{shown(path)} is in a format that this FFmpeg cannot decode.", "Convert it to H.264."
                 )
+            check_size(path, stream.codec_context.width, stream.codec_context.height)
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # where frames are larger than announced
             return stream
     what = "has sound but no moving pictures" if container.streams.audio else "holds no video"
     raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
+
+
+def check_size(path: str, width: int, height: int) -> None:
+    """Raise VideoError for pictures that would take more memory than a clip can be worth."""
+    if width * height > MOST_PIXELS:
+        raise VideoError(
+            f"{shown(path)} has pictures of {width:,} x {height:,} pixels; {MOST_PIXELS // 10**6} million is the most.",
+            "Make them smaller: ffmpeg -i IN -vf scale=1280:-2 OUT.mp4",
+        )
 
 
 def is_playlist(path: str) -> bool:

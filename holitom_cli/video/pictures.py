@@ -16,7 +16,7 @@ from holitom_cli.types import Sampling
 from holitom_cli.video.av_reader import orientation, picture_of
 from holitom_cli.video.decoding import rgb
 from holitom_cli.video.files import shown
-from holitom_cli.video.opening import ONLY
+from holitom_cli.video.opening import MOST_PIXELS, ONLY
 from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
@@ -96,6 +96,7 @@ def decoded(file: Path) -> VideoFrame | None:
     """The picture in a file, None where there is none."""
     try:
         with av.open(f"file:{file}", container_options=ONLY) as container:
+            container.streams.video[0].codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             return next(container.decode(video=0), None)
     except (av.FFmpegError, ValueError, IndexError):
         return None

@@ -139,6 +139,53 @@ def test_addresses_are_looked_for_as_files(name: str) -> None:
     assert "There is no file" in refusal(name)
 
 
+def huge(path: Path, codec: str, side: int) -> Path:
+    """A small file of one picture with so many pixels on a side, all black."""
+    with av.open(str(path), "w", options={"update": "1"} if path.suffix == ".png" else {}) as container:
+        stream = container.add_stream(codec, rate=1)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = side, side, "monob"
+        picture = av.VideoFrame(side, side, "monob")
+        picture.planes[0].update(bytes(picture.planes[0].buffer_size))
+        container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_pictures_that_would_fill_the_memory(tmp_path: Path) -> None:
+    path = huge(tmp_path / "bomb.mov", "png", 10_100)
+    assert path.stat().st_size < 100_000
+    assert refusal(path) == "bomb.mov has pictures of 10,100 x 10,100 pixels; 100 million is the most."
+    (tmp_path / "folder").mkdir()
+    huge(tmp_path / "folder" / "bomb.png", "png", 10_100)
+    assert refusal(tmp_path / "folder") == "bomb.png is no picture that can be read."
+    assert read(huge(tmp_path / "large.mov", "png", 2000), 1).pixels.shape == (1, 2000, 2000, 3)  # control
+
+
+# --- files that change meanwhile --------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed there")
+def test_a_file_that_vanishes(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gone.mp4"
+    shutil.copy(clip, path)
+    with pytest.raises(VideoError, match=r"^gone\.mp4 could not be read: ") as caught:
+        read(path, 3, accept=lambda _: path.unlink())
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_grows(clip: Path, tmp_path: Path) -> None:
+    """What was written after the index was read is not looked at; what was there is read right."""
+    path = tmp_path / "growing.mp4"
+    shutil.copy(clip, path)
+
+    def grow(_: int) -> None:
+        with path.open("ab") as file:
+            file.write(bytes(100_000))
+
+    assert clips.numbers_in(read(path, 3, accept=grow).pixels) == [0, 59, 119]
+
+
 # --- files that point at other files -----------------------------------------------------------
 
 HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\n{}\n#EXT-X-ENDLIST\n"

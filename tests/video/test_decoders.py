@@ -188,7 +188,7 @@ def test_mirrored_pictures_are_set_right(tmp_path: Path, turn: int) -> None:
 
     try:
         path = clips.make(tmp_path / "mirrored.mp4", 12, paint=stored, rotation=turn, mirrored=True)
-    except TypeError:
+    except (TypeError, AttributeError):
         pytest.skip("this av writes no flips")
     info = probe(path)
     assert info.mirrored
