@@ -63,15 +63,19 @@ def jobs(clips: Sequence[Path], asked: Sequence[Asked]) -> list[Job]:
     """One job a clip: questions without a clip are asked of all `clips`, the others of their own.
 
     Raises:
-        UsageError: no question, an empty one, or questions for clips that are not given.
+        UsageError: no clip, no question, or an empty one.
     """
+    general = tuple(dict.fromkeys(one for one in asked if one.clip is None))
+    if not clips and len(general) == len(asked):
+        raise UsageError("There is no clip to ask about.", "Name files or folders, or a video in every question.")
     if not asked:
         raise UsageError("There is no question.", 'As in: -q "What happens?"')
     for one in asked:
         check_text(one.text)
-    general = tuple(dict.fromkeys(one for one in asked if one.clip is None))
     if general and not clips:
-        raise UsageError("There is no clip to ask about.", "Name files or folders, or a video in every question.")
+        raise UsageError(
+            f"{len(general)} of {len(asked)} questions name no video.", "Name files or folders to ask them about."
+        )
     whole = {clip.absolute(): Job(clip, general) for clip in clips}
     for one in asked:
         if one.clip is not None:

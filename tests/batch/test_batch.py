@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from holitom_cli.batch import manifest
 from holitom_cli.batch.ledger import last_rows
 from holitom_cli.cli import rows as row_room
 from holitom_cli.errors import BatchError
-from tests.program import FAST, PROGRAM, SCHEMA, Done, Invoke, environment, installed
+from tests.program import FAST, PROGRAM, SCHEMA, Done, Invoke, environment
 
 QUESTIONS = ("What is shown in the video?", "Is it night?")
 ASK = [part for question in QUESTIONS for part in ("-q", question)]
@@ -233,32 +231,6 @@ def test_wrong_usage(invoke: Invoke, tmp_path: Path, demo_clip: Path) -> None:
 def test_a_clip_that_is_not_there_is_a_failed_row(batch: Any, tmp_path: Path) -> None:
     assert batch(tmp_path / "gone.mp4").code == 3
     assert [row["error"]["message"] for row in rows_of(tmp_path / "rows.jsonl")] == ["There is no file gone.mp4."] * 2
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_killed_and_run_again_every_question_has_one_answer(tmp_path: Path, demo_clip: Path) -> None:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(4):
-        (clips / f"{number}.mp4").write_bytes(demo_clip.read_bytes() + bytes(8 * number))
-    output = tmp_path / "rows.jsonl"
-    command = ["batch", str(clips), *ASK, *FAST, "-o", str(output)]
-    process = subprocess.Popen([PROGRAM, *command], env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(20)
-    before = rows_of(output)
-    assert 2 <= len(before) < 8
-    done = installed(*command, home=tmp_path)
-    assert done.code == 0
-    rows = rows_of(output)
-    assert rows[: len(before)] == before
-    asked = sorted((Path(row["video"]["path"]).name, row["question"]) for row in rows if "answer" in row)
-    assert asked == sorted((f"{number}.mp4", question) for number in range(4) for question in QUESTIONS)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
