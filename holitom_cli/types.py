@@ -222,6 +222,7 @@ class LayerView(NamedTuple):
 
     hidden: Tensor  # (N+1, D) states of the visual span entering the layer, newline token last
     attention: Tensor  # (Q, N+1) float32 by prompt token after the video, last prompt token last
+    entered: int = 0  # rows of the span that entered the first layer; 0 where that is not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,24 @@ def merge_into_centres(tokens: Tensor, valid: Tensor, clusters: Clusters, own_we
     return torch.where(members > 0, own_weight * tokens + (1 - own_weight) * mean, tokens)
 
 
+def member_means(tokens: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Mean of the tokens that go to each row, the same on every run and device.
+
+    Args:
+        tokens: (T, D).
+        row: (T,) int64, where each goes, -1 for nowhere.
+        rows: R.
+
+    Returns:
+        (R, D) float32; zeros where nothing goes.
+    """
+    order = row.argsort(stable=True)
+    members = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
+    members.scatter_add_(0, row + 1, torch.ones_like(row))
+    sums = torch.segment_reduce(tokens[order].float(), "sum", lengths=members, unsafe=True)[1:]
+    return sums / members[1:, None].clamp_min(1)
+
+
 def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Fold every dropped row into the most cosine-similar kept row, one after another, each time by halves.
 

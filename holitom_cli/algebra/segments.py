@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,29 @@ def neighbour_similarity(tokens: Tensor) -> Tensor:
     chunks = [tokens[start : start + _CHUNK_FRAMES + 1].float() for start in starts]
     pairs = [torch.cosine_similarity(chunk[:-1], chunk[1:], dim=-1) for chunk in chunks]
     return torch.cat(pairs) if pairs else tokens.new_zeros(0, tokens.shape[1], dtype=torch.float32)
+
+
+def frame_similarity(tokens: Tensor) -> Tensor:
+    """Cosine of every frame's mean token with that of the next frame: tokens (F, P, D) -> (F-1,) float32."""
+    means = tokens.mean(1, dtype=torch.float32)
+    return torch.cosine_similarity(means[:-1], means[1:], dim=-1)
+
+
+def cut(similarity: Tensor, threshold: float, least: int) -> tuple[range, ...]:
+    """Cut a clip where neighbouring frames are alike least (FastVID, arXiv 2503.11187, section 3.2; FlashVID).
+
+    Args:
+        similarity: (F-1,) of every frame with the next, on the CPU.
+        threshold: cuts are made wherever it is below this,
+        least: and where it is lowest, until there are so many segments, if there are so many frames.
+
+    Returns:
+        The segments as ranges of frames.
+    """
+    below = int((similarity < threshold).sum())
+    lowest = similarity.argsort(stable=True)[: max(below, least - 1)]
+    bounds = [0, *(lowest.sort().values + 1).tolist(), len(similarity) + 1]
+    return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
 def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:

@@ -61,7 +61,7 @@ def prefill(
     for index, layer in enumerate(layers):
         if reduction := reductions.get(index):
             seen = _look(layers, index, reduction, prompt, entering, cache)
-            prompt.reduce(index, *reduction.apply(LayerView(prompt.visual, seen)))
+            prompt.reduce(index, *reduction.apply(LayerView(prompt.visual, seen, len(prompt.into))))
         entering = prompt.hidden
         mask = causal_mask(language_model.config, entering)
         prompt.hidden = decoder_layer(layer, entering, prompt.rope, mask, cache)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import Clusters, density_peaks, fold, merge_into_centres, top_mask
+from holitom_cli.algebra.merge import Clusters, density_peaks, fold, member_means, merge_into_centres, top_mask
 
 Rows = list[list[float]]
 
@@ -187,3 +187,21 @@ def test_nothing_is_left_to_chance() -> None:
     runs = [density_peaks(tokens, valid, torch.tensor([5, 6, 7]), 7) for _ in range(3)]
     assert all(torch.equal(run.centre, runs[0].centre) for run in runs)
     assert all(torch.equal(run.member_of, runs[0].member_of) for run in runs)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (7, 3), (200, 40), (3, 9)])
+def test_member_means_are_means(tokens: int, rows: int) -> None:
+    states = noise(tokens, 5, seed=tokens)
+    row = torch.randint(-1, rows, (tokens,), generator=torch.Generator().manual_seed(tokens))
+    means = member_means(states, row, rows)
+    assert means.dtype == torch.float32
+    for number in range(rows):
+        members = [states[i].double() for i in range(tokens) if row[i] == number]
+        expected = sum(members, torch.zeros(5, dtype=torch.float64)) / max(1, len(members))
+        torch.testing.assert_close(means[number].double(), expected, atol=1e-6, rtol=1e-6)
+    assert not torch.equal(means, member_means(states, torch.full_like(row, -1), rows)) or bool((row < 0).all())
+
+
+def test_the_mean_of_one_is_itself() -> None:
+    states = noise(50, 9).bfloat16()
+    assert torch.equal(member_means(states, torch.arange(50).flip(0), 50).bfloat16(), states.flip(0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.segments import neighbour_similarity, segment
+from holitom_cli.algebra.segments import cut, frame_similarity, neighbour_similarity, segment
 
 
 def gain(static: Tensor, first: int, last: int) -> int:
@@ -109,3 +109,29 @@ def test_control_similarity_in_bfloat16_would_be_seen() -> None:
     tokens = torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     low = torch.cosine_similarity(tokens[:1], tokens[1:], dim=-1).float()
     assert (neighbour_similarity(tokens) - low).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("values", "least", "starts"), [
+    ([], 8, [0]),
+    ([0.5], 1, [0, 1]),
+    ([0.95, 0.5, 0.97], 1, [0, 2]),
+    ([0.95, 0.5, 0.97], 2, [0, 2]),
+    ([0.95, 0.5, 0.97], 3, [0, 1, 2]),
+    ([0.95, 0.5, 0.97], 9, [0, 1, 2, 3]),
+    ([0.1, 0.2, 0.3], 2, [0, 1, 2, 3]),
+    ([0.95, 0.95, 0.99], 2, [0, 1]),
+])  # fmt: skip
+def test_cuts_are_below_the_threshold_and_as_many_as_asked_for(
+    values: list[float], least: int, starts: list[int]
+) -> None:
+    parts = cut(torch.tensor(values), 0.9, least)
+    assert [part.start for part in parts] == starts
+    assert [frame for part in parts for frame in part] == list(range(len(values) + 1))
+
+
+def test_frames_are_compared_by_their_mean_tokens() -> None:
+    tokens = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    means = tokens.double().mean(1)
+    expected = [float(torch.cosine_similarity(means[f], means[f + 1], dim=0)) for f in range(4)]
+    torch.testing.assert_close(frame_similarity(tokens).double(), torch.tensor(expected).double(), atol=1e-6, rtol=1e-6)
+    assert frame_similarity(tokens[:1]).shape == (0,)

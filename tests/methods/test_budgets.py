@@ -46,29 +46,33 @@ def test_a_share_is_rounded_as_papers_do() -> None:
     assert by_frame(1e-6, 2, 196) == [1, 1]
 
 
-def slow_apportion(total: int, weights: list[float], limits: list[int]) -> list[int]:
-    """One after another to whoever is furthest below its share of the total, if there is room."""
-    counts = [0] * len(weights)
-    for _ in range(min(total, sum(limits))):
-        open_ = [i for i in range(len(weights)) if counts[i] < limits[i]]
-        counts[min(open_, key=lambda i: (counts[i] / weights[i], i))] += 1
-    return counts
+def slow_apportion(total: int, weights: list[float], limits: list[int]) -> list[float]:
+    """Pour drop by drop, to each in proportion to its weight, until it is full."""
+    level, filled = 0.0, [0.0] * len(weights)
+    while sum(filled) < min(total, sum(limits)) - 1e-9 and level < 1e6:
+        level += 1e-3
+        filled = [min(float(limit), level * weight) for weight, limit in zip(weights, limits, strict=True)]
+    return filled
 
 
 def test_apportioning_is_exact_and_fair() -> None:
     stream = torch.Generator().manual_seed(0)
-    for trial in range(200):
+    for trial in range(40):
         size = 1 + trial % 7
-        weights = (torch.rand(size, generator=stream) + 0.01).tolist()
+        weights = (torch.rand(size, generator=stream) + 0.1).tolist()
         limits = torch.randint(0, 30, (size,), generator=stream).tolist()
         total = int(torch.randint(0, 100, (1,), generator=stream))
         counts = apportion(total, weights, limits)
         assert sum(counts) == min(total, sum(limits))
         assert all(0 <= count <= limit for count, limit in zip(counts, limits, strict=True))
-        slow = slow_apportion(total, weights, limits)
-        assert max(abs(a - b) for a, b in zip(counts, slow, strict=True)) <= size
+        assert max(abs(a - b) for a, b in zip(counts, slow_apportion(total, weights, limits), strict=True)) < 1.1
+        swapped = slow_apportion(total, weights[::-1], limits)
+        if size > 4 and 0 < total < sum(limits) // 2:  # control: other weights would be seen
+            assert max(abs(a - b) for a, b in zip(counts, swapped, strict=True)) > 0.1
     assert apportion(10, [3.0, 1.0, 1.0], [100, 100, 100]) == [6, 2, 2]
-    assert apportion(3, [1.0, 1.0], [9, 9]) == [2, 1]
+    assert apportion(4, [1.0, 1.0, 1.0], [9, 9, 9]) == [2, 1, 1]
+    assert apportion(10, [3.0, 1.0, 1.0], [4, 100, 100]) == [4, 3, 3]
+    assert apportion(5, [2.0, 1.6, 1.4], [9, 9, 9]) == [2, 2, 1]
     assert spread(7, 3) == [2, 2, 3]
 
 

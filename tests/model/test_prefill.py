@@ -161,6 +161,20 @@ def test_a_reduction_sees_what_it_asks_for() -> None:
     assert (this.attention - last.attention).abs().max() > 1e-3
 
 
+def test_every_reduction_is_told_how_many_rows_entered() -> None:
+    told: list[tuple[int, int]] = []
+
+    def look(view: LayerView) -> tuple[Tensor, Tensor]:
+        told.append((view.entered, len(view.hidden)))
+        return drop_half(view)
+
+    model, (length, span) = small_qwen2(), SPANS["in the middle"]
+    twice = dict.fromkeys((2, 3), replace(DROP, apply=look))
+    prefill(model.model, model.lm_head, random_prompt(model, length), span, twice)
+    assert [entered for entered, _ in told] == [21, 21]
+    assert told[1][1] < told[0][1] == 21
+
+
 def test_merging_nothing_changes_nothing() -> None:
     model, (length, span) = small_qwen2(), SPANS["in the middle"]
     embeds = random_prompt(model, length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from holitom_cli.errors import MethodError
 
@@ -89,24 +89,28 @@ def spread(total: int, parts: int) -> list[int]:
     return [total * (part + 1) // parts - total * part // parts for part in range(parts)]
 
 
-def apportion(total: int, weights: list[float], limits: list[int]) -> list[int]:
-    """Whole numbers that add up to `total`, as near to the weights as can be, each within its limit.
+def apportion(total: int, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to the weights, each within its limit.
 
-    The largest remainders are rounded up; what is beyond a limit goes to the others.
+    What is beyond a limit goes to the others. Shares are rounded down, and the largest remainders up.
     """
-    counts = [0] * len(weights)
-    left = min(total, sum(limits))
-    while left:
-        open_ = [i for i, limit in enumerate(limits) if counts[i] < limit]
-        mass = sum(weights[i] for i in open_)
-        ideal = {i: left * weights[i] / mass if mass > 0 else left / len(open_) for i in open_}
-        grown = {i: min(math.floor(ideal[i]), limits[i] - counts[i]) for i in open_}
-        if not any(grown.values()):
-            largest = sorted(open_, key=lambda i: (-ideal[i], i))[:left]
-            grown = dict.fromkeys(largest, 1)
-        for i, more in grown.items():
-            counts[i] += more
-        left = min(total, sum(limits)) - sum(counts)
+    total = min(total, sum(limits))
+    ideal = [float(limit) for limit in limits]
+    free = list(range(len(limits)))
+    while free:
+        left = total - sum(limits[i] for i in range(len(limits)) if i not in free)
+        mass = sum(weights[i] for i in free)
+        shares = {i: left * weights[i] / mass if mass > 0 else left / len(free) for i in free}
+        inside = [i for i in free if shares[i] <= limits[i]]
+        if inside == free:
+            for i in free:
+                ideal[i] = shares[i]
+            break
+        free = inside
+    counts = [min(math.floor(value), limit) for value, limit in zip(ideal, limits, strict=True)]
+    rising = sorted((i for i in free if counts[i] < limits[i]), key=lambda i: (counts[i] - ideal[i], i))
+    for i in rising[: total - sum(counts)]:
+        counts[i] += 1
     return counts
 
 

@@ -66,6 +66,32 @@ def account(
     )
 
 
+def sources(goes_to: Tensor, places: Tensor) -> Tensor:
+    """The row that each token went to, from the place that it went to.
+
+    Args:
+        goes_to: (F * P,) int64, a token's place for each, -1 if it was dropped.
+        places: (N,) int64, the places of the tokens that stay, in reading order.
+
+    Returns:
+        (F * P,) int64, -1 if it was dropped.
+    """
+    row = torch.full_like(goes_to, -1)
+    row[places] = torch.arange(len(places), device=places.device)
+    return torch.where(goes_to < 0, -1, row[goes_to.clamp_min(0)])
+
+
+def attention_of(video: VideoFeatures) -> Tensor:
+    """The attention that each patch receives in the tower, (F, P) float32.
+
+    Raises:
+        ValueError: it was not asked for.
+    """
+    if video.attention is None:
+        raise ValueError("The method needs the attention that each patch receives in the tower.")
+    return video.attention
+
+
 def keep_rows(view: LayerView, count: int, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Inside the language model: the rows with the highest scores as they are, in order; the others are dropped.
 

@@ -1,0 +1,185 @@
+"""PruneVid: scenes, static cells averaged, the rest clustered, then chosen by the question (arXiv 2412.16117)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holitom_cli.algebra.merge import density_peaks, member_means
+from holitom_cli.methods import Method
+from holitom_cli.methods.tools.settings import (
+    Share,
+    apportion,
+    budget,
+    check,
+    check_layer,
+    check_ratio,
+    inner_layer,
+)
+from holitom_cli.methods.tools.tokens import account, keep_rows, marked, sources
+from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
+
+
+@dataclass(frozen=True)
+class PruneVid(Method):
+    """Merges over time and space, then prunes by the question (PruneVid, arXiv 2412.16117).
+
+    Frames are clustered by density peaks (a quarter as many clusters, 7 neighbours) and made into scenes that are
+    contiguous. Cells whose mean pairwise cosine over a scene is above `tau` are static and averaged over it. The static
+    cells of a scene and the others of each frame are clustered by density peaks to int(cluster_ratio * n) of n, at
+    least one, and a cluster is its members' mean. Before layer 10 (of 28), the `inner_keep` share of the rows stays
+    that has the highest attention, the maximum over heads and over the text after the video.
+
+    With a budget, the clusters are shared out in proportion to the cells, so that it is met exactly. The authors'
+    code breaks ties between densities by chance; here the lower index wins.
+    """
+
+    status: ClassVar[str] = "from the paper"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"cluster_ratio": 0.5, "inner_keep": 0.4}}
+
+    cluster_ratio: Annotated[float, "clusters for each cell"] = 0.5
+    retain_ratio: Annotated[Share | None, "share of the visual tokens to keep, instead of cluster_ratio"] = None
+    tau: Annotated[float, "mean cosine above which a cell is static over a scene"] = 0.8
+    scenes: Annotated[float, "clusters of frames for each frame"] = 0.25
+    neighbours: Annotated[int, "nearest frames or tokens that make a density"] = 7
+    inner_layer: Annotated[
+        int | str, "layer before which to prune inside: auto (round(depth * 10/28)), off or a number"
+    ] = "auto"
+    inner_keep: Annotated[float, "share of the visual tokens that stays there"] = 0.4
+
+    def __post_init__(self) -> None:
+        check(0 < self.cluster_ratio <= 1, "cluster_ratio", self.cluster_ratio, "above 0 and at most 1")
+        if self.retain_ratio is not None:
+            check_ratio(self.retain_ratio)
+        check(-1 <= self.tau <= 1, "tau", self.tau, "a cosine from -1 to 1")
+        check(0 < self.scenes <= 1, "scenes", self.scenes, "above 0 and at most 1")
+        check(self.neighbours >= 1, "neighbours", self.neighbours, "at least 1")
+        check_layer("inner_layer", self.inner_layer)
+        check(0 < self.inner_keep <= 1, "inner_keep", self.inner_keep, "above 0 and at most 1")
+
+    def compress(self, video: VideoFeatures) -> VisualTokens:
+        """Per scene its static tokens, then frame by frame: (F, P, D) -> (N, D); two small transfers."""
+        tokens, (frames, patches, _) = video.tokens, video.tokens.shape
+        # 1. Scenes, and what is static in those of several frames.
+        parts = self._scenes(tokens)
+        merged = [part for part in parts if len(part) > 1]
+        still = [_mean_cosine(tokens[part.start : part.stop]) > self.tau for part in merged]
+        means = [tokens[part.start : part.stop].mean(0, dtype=torch.float32) for part in merged]
+        # 2. Groups of cells, of G scenes and then of F frames, in clusters.
+        scene = [next((i for i, part in enumerate(merged) if frame in part), -1) for frame in range(frames)]
+        alone = torch.ones(patches, dtype=torch.bool, device=tokens.device)
+        moving = [~still[number] if number >= 0 else alone for number in scene]
+        cells = torch.cat((*(mean[None] for mean in means), tokens.float()))
+        valid = torch.stack((*still, *moving))
+        sizes: list[int] = valid.sum(1).tolist()
+        counts = self._counts(sizes, frames, patches)
+        wanted = torch.tensor(counts, device=tokens.device)
+        clusters = density_peaks(cells, valid, wanted, self.neighbours)
+        # 3. Rows in reading order, each the mean of its cluster.
+        start = torch.tensor([*(part.start for part in merged), *range(frames)], device=tokens.device)
+        centre = marked(clusters.centre, sum(counts))  # (N,) among the cells of all groups
+        before = torch.tensor(_reading_order(merged, frames), device=tokens.device)
+        centre = centre[(before[centre // patches] * patches + centre % patches).argsort()]
+        base = torch.arange(len(cells), device=tokens.device)[:, None] * patches
+        row = sources(torch.where(valid & (wanted[:, None] > 0), base + clusters.member_of, -1).view(-1), centre)
+        embeds = member_means(cells.flatten(0, 1), row, len(centre))
+        # 4. Where every original token went.
+        row = row.view(-1, patches)
+        above = torch.tensor([number if number >= 0 else 0 for number in scene], device=tokens.device)
+        source = torch.where(valid[len(merged) :], row[len(merged) :], row[above])
+        places = start[centre // patches] * patches + centre % patches
+        stages = (("static cells averaged", sum(sizes)), ("clusters", len(centre)))
+        return account(video, embeds, places, source.view(-1), stages, tuple(parts))
+
+    def reductions(self, depth: int) -> Mapping[int, Reduction]:
+        """Prune once, by the largest attention that any head of any text token paid in the layer before."""
+        layer = inner_layer(self.inner_layer, depth, 10 / 28)
+        return {} if layer is None else {layer: Reduction(self._prune, rows="all", heads="max")}
+
+    def most_tokens(self, frames: int, patches: int) -> int:
+        """The exact number with a budget; else as if every cell moved, and one more for each group."""
+        if self.retain_ratio is not None:
+            return budget(self.retain_ratio, frames, patches)
+        return min(frames * patches, frames * int(self.cluster_ratio * patches) + 2 * frames)
+
+    def _scenes(self, tokens: Tensor) -> list[range]:
+        """Contiguous scenes, from clusters of frames."""
+        means = tokens.mean(1, dtype=torch.float32)[None]  # (1, F, D)
+        frames = means.shape[1]
+        centres = torch.tensor([max(1, int(frames * self.scenes))], device=tokens.device)
+        every = torch.ones(1, frames, dtype=torch.bool, device=tokens.device)
+        labels = _contiguous(density_peaks(means, every, centres, self.neighbours).member_of[0].tolist())
+        return [range(part[0], part[-1] + 1) for part in _runs(labels)]
+
+    def _counts(self, sizes: Sequence[int], frames: int, patches: int) -> list[int]:
+        """How many clusters each group of cells makes."""
+        if self.retain_ratio is None:
+            return [min(size, max(1, int(self.cluster_ratio * size))) for size in sizes]
+        return apportion(budget(self.retain_ratio, frames, patches), [float(size) for size in sizes], list(sizes))
+
+    def _prune(self, view: LayerView) -> tuple[Tensor, Tensor]:
+        return keep_rows(view, round(len(view.hidden) * self.inner_keep), view.attention.amax(0))
+
+
+def _mean_cosine(tokens: Tensor) -> Tensor:
+    """Mean cosine of every cell between all pairs of frames: (L, P, D) -> (P,), L > 1."""
+    frames = len(tokens)
+    total = F.normalize(tokens.float(), dim=-1).sum(0)
+    return (total.square().sum(-1) - frames) / (frames * (frames - 1))
+
+
+def _reading_order(merged: Sequence[range], frames: int) -> list[int]:
+    """At which turn each group is read: every scene just before its first frame."""
+    keys = [(part.start, 0) for part in merged] + [(frame, 1) for frame in range(frames)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    turns = [0] * len(keys)
+    for turn, group in enumerate(order):
+        turns[group] = turn
+    return turns
+
+
+def _runs(labels: Sequence[int]) -> list[list[int]]:
+    """Positions of equal neighbours, together."""
+    return [[position for position, _ in run] for _, run in groupby(enumerate(labels), key=lambda pair: pair[1])]
+
+
+def _contiguous(labels: list[int]) -> list[int]:
+    """Give each cluster one run of frames: its longest; other runs, and single frames, go to a neighbour.
+
+    Of the two neighbours the longer run takes them, the left one if both are as long; runs that were given away
+    already count as their new cluster's.
+    """
+    runs = _runs(labels)
+    longest: dict[int, int] = {}
+    for run in runs:
+        longest[labels[run[0]]] = max(longest.get(labels[run[0]], 0), len(run))
+    refined: list[int | None] = list(labels)
+    for run in runs:
+        if len(run) == 1 or len(run) < longest[labels[run[0]]]:
+            refined[run[0] : run[-1] + 1] = [None] * len(run)
+    position = 0
+    while position < len(refined):
+        stop = position
+        while stop < len(refined) and refined[stop] is None:
+            stop += 1
+        if stop > position:
+            refined[position:stop] = [_neighbour(refined, position, stop)] * (stop - position)
+        position = max(stop, position + 1)
+    return [0 if label is None else label for label in refined]
+
+
+def _neighbour(labels: Sequence[int | None], start: int, stop: int) -> int:
+    """The label of the longer run beside labels[start:stop]."""
+    left, right = labels[:start], labels[stop:]
+    before = next((i for i, label in enumerate(reversed(left)) if label != left[-1]), len(left))
+    after = next((i for i, label in enumerate(right) if label != right[0]), len(right))
+    if not before and not after:
+        return 0
+    label = left[-1] if before >= after else right[0]
+    return 0 if label is None else label
