@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from holitom_cli.types import Answer, ByteArray, Frames, IntArray
 
-LONGEST_SIDE = 480  # pixels of a picture; fewer where there are many
-_SHORTEST_SIDE = 200
-_USUAL_FRAMES = 32
+LONGEST_SIDE = 480  # pixels of a picture; fewer where all pictures together would take too much
+_SMALLER_SIDES = (360, 270, 200, 150)
+_PICTURE_BYTES = 2_100_000  # of all pictures in the page
 _JPEG_QUALITY = 78
 
 
@@ -61,7 +61,7 @@ def page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames
             funnel=_funnel(first),
             segments=len(first.segments),
             frames=list(_frames(first, pictures)),
-            images=[_jpeg(picture, len(pictures)) for picture in pictures.pixels],
+            images=_jpegs(pictures.pixels),
             ratio=f"{pictures.pixels.shape[2]} / {pictures.pixels.shape[1]}",
             grid=math.isqrt(first.tokens.patches_per_frame),
             questions=shown,
@@ -184,14 +184,21 @@ def _border_path(outline: IntArray) -> Iterator[str]:
         yield from (f"M{x} {start}V{stop}" for start, stop, is_border in runs(line) if is_border)
 
 
-def _jpeg(picture: ByteArray, count: int) -> str:
-    """A picture as a data URL; where there are many they are smaller, so that the page is not."""
+def _jpegs(pictures: Iterable[ByteArray]) -> list[str]:
+    """Pictures as data URLs, as large as the page has room for."""
+    for longest in (LONGEST_SIDE, *_SMALLER_SIDES):
+        pictures = [shrinker(longest)(picture) for picture in pictures]
+        urls = [_jpeg(picture) for picture in pictures]
+        if sum(map(len, urls)) <= _PICTURE_BYTES:
+            break
+    return urls
+
+
+def _jpeg(picture: ByteArray) -> str:
     from PIL import Image
 
-    longest = round(LONGEST_SIDE * math.sqrt(_USUAL_FRAMES / max(count, _USUAL_FRAMES)))
     file = io.BytesIO()
-    small = Image.fromarray(shrinker(max(longest, _SHORTEST_SIDE))(picture))
-    small.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    Image.fromarray(picture).save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + b64encode(file.getvalue()).decode("ascii")
 
 
