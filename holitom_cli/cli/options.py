@@ -323,11 +323,11 @@ class PictureOptions:
         """
         for file in self.files:
             if file.is_dir():
-                raise UsageError(f"{file} is a folder.", "Name a file to write.")
+                raise UsageError(f"Nothing can be written to {file}: it is a folder.", "Name a file.")
             if not file.parent.is_dir():
                 raise UsageError(f"There is no folder {file.parent} to write {file.name} to.", "Make it first.")
         if self.overlay is not None and self.overlay.exists() and not self.overlay.is_dir():
-            raise UsageError(f"{self.overlay} is no folder.", "Name a folder for --overlay.")
+            raise UsageError(f"--overlay {self.overlay} is a file.", "Name a folder, or one that is not there yet.")
         if len(set(self.files)) < len(self.files):
             raise UsageError("Two kinds of pictures would be written to one file.", "Give each a name of its own.")
 
