@@ -76,7 +76,7 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
     inputs = stock_inputs(model, pixels, question)
     stock = _stock_logits(model, inputs, len(after))
     stock_ids = _stock_greedy(model, inputs, max_new_tokens)
-    with _attention(model, "eager"):
+    with attention(model, "eager"):
         eager = _stock_logits(model, inputs, len(after))
     # 3. The difference.
     return Comparison(
@@ -86,8 +86,8 @@ def compare_with_stock(model: Model, frames: Frames, question: str, max_new_toke
         prompt_tokens=len(embeds),
         preprocessing_mean_difference=_preprocessing_difference(model, frames, pixels),
         logits_max_difference=float((ours - stock).abs().max()),
-        logits_relative_error=_relative(ours, stock),
-        stock_relative_error=_relative(eager, stock),
+        logits_relative_error=relative(ours, stock),
+        stock_relative_error=relative(eager, stock),
         tokens_equal=_common_start(ids, stock_ids),
         tokens_compared=max(len(ids), len(stock_ids)),
     )
@@ -135,7 +135,7 @@ def _stock_greedy(model: Model, inputs: dict[str, Tensor], max_new_tokens: int) 
 
 
 @contextmanager
-def _attention(model: Model, implementation: str) -> Iterator[None]:
+def attention(model: Model, implementation: str) -> Iterator[None]:
     """Run the library with another attention kernel for a while."""
     before = model.network.config._attn_implementation
     model.network.set_attn_implementation(implementation)
@@ -160,7 +160,8 @@ def _preprocessing_difference(model: Model, frames: Frames, pixels: Tensor) -> f
     return float(((pixels - theirs) * std).abs().mean())
 
 
-def _relative(value: Tensor, reference: Tensor) -> float:
+def relative(value: Tensor, reference: Tensor) -> float:
+    """Relative error: norm(value - reference) / norm(reference)."""
     return float((value - reference).norm() / reference.norm())
 
 

@@ -33,12 +33,13 @@ ROOMS: dict[str, set[str]] = {
     "account": {"__init__", "errors", "types", "clock", "flops", "methods", "model"},
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
     "check": {"types", "methods", "model"},
+    "bench": {"errors", "types", "clock", "flops", "methods", "model", "pipeline", "check"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
     "batch": {"__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline"},
     "report": {"errors", "types"},
     "cli": {
         "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",
-        "batch", "report", "check",
+        "batch", "report", "check", "bench",
     },
     "__init__": {"methods", "model", "pipeline"},
     "__main__": {"cli"},

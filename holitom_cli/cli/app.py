@@ -10,6 +10,7 @@ import typer
 from holitom_cli import __version__
 from holitom_cli.cli.ask import ask
 from holitom_cli.cli.batch import batch
+from holitom_cli.cli.bench import bench
 from holitom_cli.cli.cache import cache
 from holitom_cli.cli.config import defaults
 from holitom_cli.cli.demo import demo
@@ -31,7 +32,7 @@ TAKE_DEFAULTS = ("ask", "batch", "eval")  # from the user's config file; a broke
 for _command in (demo, ask, batch):
     app.command()(_command)
 app.command("eval")(evaluate)
-for _command in (methods, doctor, pull, cache):
+for _command in (bench, methods, doctor, pull, cache):
     app.command()(_command)
 
 

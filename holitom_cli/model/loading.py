@@ -149,7 +149,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
     with _readable(source):
         config = LlavaOnevisionConfig.from_pretrained(source.path, local_files_only=True)
-        shape = _shape(config)
+        shape = shape_of(config)
     return Checkpoint(source, config, shape, random=raw.get("holitom_checkpoint") == "random")
 
 
@@ -185,7 +185,7 @@ def load(
         join_tower(network.model.vision_tower)
         join_language(network.model.language_model)
     network.eval()
-    return Model(network, checkpoint, _info(checkpoint, network, target, number_format))
+    return Model(network, checkpoint, describe(checkpoint, network, target, number_format))
 
 
 def _check_loaded(source: Source, report: dict[str, Any]) -> None:
@@ -202,7 +202,8 @@ def _check_loaded(source: Source, report: dict[str, Any]) -> None:
         )
 
 
-def _info(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+def describe(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+    """What is said of a network that runs."""
     source = checkpoint.source
     return ModelInfo(
         id=source.id,
@@ -249,7 +250,12 @@ def _check_files(source: Source) -> None:
     )
 
 
-def _shape(config: Any) -> ModelShape:
+def shape_of(config: Any) -> ModelShape:
+    """Widths and depths of a configuration.
+
+    Raises:
+        ValueError: it is of a kind that this program does not run.
+    """
     text, vision = config.text_config, config.vision_config
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
     if text.model_type != "qwen2" or vision.model_type != "siglip_vision_model":

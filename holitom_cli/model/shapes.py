@@ -1,0 +1,173 @@
+"""Models with random weights at the shapes of published checkpoints: speed needs the shapes, not the knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holitom_cli.errors import DeviceError, UsageError
+from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
+from holitom_cli.model.hub import Source
+from holitom_cli.model.layers import join_language, join_tower
+from holitom_cli.model.loading import Checkpoint, Model, describe, shape_of
+from holitom_cli.model.preprocess import Preprocessor
+
+PREFIX = "shape:"
+
+# Widths, depths and vocabularies that the published configurations state (llava-hf/llava-onevision-qwen2-*-ov-hf).
+_TEXT: dict[str, dict[str, Any]] = {
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152128,
+        "tie_word_embeddings": False,
+    },
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 152000,
+        "tie_word_embeddings": True,
+    },
+}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+_PLACEHOLDERS = (151646, 151647)  # image and video
+_SPREAD = 0.02  # of the weights, as the published configurations initialise them
+_SMALLER = "Use shape:0.5b, --dtype bfloat16, or another --device."
+
+
+@dataclass(frozen=True)
+class ShapeCheckpoint(Checkpoint):
+    """A shape without files: it has a preprocessor, and neither a tokenizer nor a chat template."""
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """As the published checkpoints' files say, by the tower's size."""
+        side, half = self.config.vision_config.image_size, (0.5, 0.5, 0.5)
+        return Preprocessor("none: random weights", side, side, mode="bicubic", scale=1 / 255, mean=half, std=half)
+
+
+def published_config(name: str, placeholders: tuple[int, int] = _PLACEHOLDERS) -> Any:
+    """The configuration of a shape.
+
+    Args:
+        name: "7b" or "0.5b".
+        placeholders: ids of the image and the video token.
+
+    Raises:
+        UsageError: there is no such shape.
+    """
+    if name not in _TEXT:
+        known = ", ".join(f"{PREFIX}{known}" for known in _TEXT)
+        raise UsageError(f"There is no {PREFIX}{name}.", f"Choose one of: {known}.")
+    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+
+    rope: Any = {"rope_type": "default", "rope_theta": 1e6}
+    text = Qwen2Config(**_TEXT[name], max_position_embeddings=32768, rope_parameters=rope)
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**_TOWER),
+        text_config=text,
+        image_token_index=placeholders[0],
+        video_token_index=placeholders[1],
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    config.holitom_checkpoint = "random"
+    return config
+
+
+def build_shape(name: str, *, device: str = "auto", dtype: str = "auto") -> Model:
+    """A model with random weights at a published shape, ready to run; it knows no words.
+
+    Args:
+        name: "7b" or "0.5b".
+        device: as of `load_model`.
+        dtype: as of `load_model`.
+
+    Raises:
+        UsageError: there is no such shape.
+        DeviceError: the device is absent, or its free memory does not hold the weights.
+    """
+    target = choose_device(device)
+    number_format = choose_dtype(dtype, target)
+    config = published_config(name)
+    network = random_network(config, target, number_format, label=f"{PREFIX}{name}")
+    join_tower(network.model.vision_tower)
+    join_language(network.model.language_model)
+    source = Source(f"{PREFIX}{name}", Path(), "local")
+    checkpoint = ShapeCheckpoint(source, config, shape_of(config), random=True)
+    return Model(network, checkpoint, describe(checkpoint, network, target, number_format))
+
+
+def random_network(config: Any, device: torch.device, dtype: torch.dtype, label: str, seed: int = 0) -> Any:
+    """The library's network, its weights drawn on the device in their number format: nothing is held twice.
+
+    Raises:
+        DeviceError: the device's free memory does not hold them.
+    """
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    with init_empty_weights(include_buffers=False):
+        network: Any = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=dtype)
+    network.tie_weights()  # accelerate replaces each parameter by one of its own
+    _check_memory(sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize, device, label)
+    stream = torch.Generator(device).manual_seed(seed)
+    with memory_advice(device_name(device), f"for {label}", _SMALLER):
+        _fill(network, lambda name, like: _drawn(name, like, device, stream))
+        network.to(device)  # the buffers
+    return network.eval()
+
+
+def _fill(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
+    """Replace every parameter; those that two modules share stay shared."""
+    made = {id(old): nn.Parameter(make(name, old), requires_grad=False) for name, old in network.named_parameters()}
+    for module in network.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            setattr(module, name, made.get(id(old), old))
+
+
+def _drawn(name: str, like: Tensor, device: torch.device, stream: torch.Generator) -> Tensor:
+    fresh = torch.empty(like.shape, dtype=like.dtype, device=device)
+    if like.ndim > 1 or name.endswith("image_newline"):
+        return fresh.normal_(0, _SPREAD, generator=stream)
+    return fresh.fill_(1.0 if name.endswith("weight") else 0.0)  # norms and biases
+
+
+def _check_memory(needed: int, device: torch.device, label: str) -> None:
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"The weights of {label} take {needed / 1024**3:.1f} GiB, but {device_name(device)} has "
+            f"{free / 1024**3:.1f} GiB free.",
+            _SMALLER,
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        import psutil  # type: ignore[import-untyped,unused-ignore]
+
+        return int(psutil.virtual_memory().available)
+    return None
