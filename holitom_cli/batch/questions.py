@@ -37,6 +37,7 @@ class Job:
     asked: tuple[Asked, ...]
     window: tuple[float, float] | None = None  # start and end in seconds from the clip's first frame
     identity: str | None = None  # of the clip's content, where it is known
+    number: int = 0  # among all jobs; its windows have the same
 
 
 def read_table(file: Path) -> list[Asked]:
@@ -81,7 +82,8 @@ def jobs(clips: Sequence[Path], asked: Sequence[Asked]) -> list[Job]:
         if one.clip is not None:
             job = whole.get(one.clip.absolute(), Job(one.clip, ()))
             whole[one.clip.absolute()] = replace(job, asked=(*job.asked, one))
-    return [job for job in whole.values() if job.asked]
+    asking = (job for job in whole.values() if job.asked)
+    return [replace(job, number=number) for number, job in enumerate(asking)]
 
 
 def check_text(question: str) -> None:

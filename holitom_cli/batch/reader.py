@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_READERS = 8  # a decoder uses several cores by itself
 _MOST_AHEAD_BYTES = 4 * 1024**3
+_IDLE_SECONDS = 0.01  # between looks for a job
 _POLL_SECONDS = 0.1  # so that Ctrl-C is seen soon
 
 
@@ -57,6 +58,7 @@ class ReadAhead:
 
     def __init__(self, jobs: Iterable[Job], fetch: Callable[[Job], Fetched], readers: int, budget_bytes: int) -> None:
         """Call `fetch` of each job in `readers` threads, as long as what waits is below the budget."""
+        self.expects_more = False  # jobs that are added later
         self._todo = deque(jobs)
         self._fetch, self._readers, self._budget_bytes = fetch, readers, budget_bytes
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
@@ -65,8 +67,8 @@ class ReadAhead:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left, neither waiting nor being read."""
-        return not (self._pending or self._todo)
+        """Whether nothing is left, neither waiting nor being read, nor to come."""
+        return not (self._pending or self._todo or self.expects_more)
 
     def add(self, job: Job) -> None:
         """One job more."""
@@ -79,6 +81,8 @@ class ReadAhead:
         """
         self._submit()
         if not self._pending:
+            if patient and self.expects_more:
+                time.sleep(_IDLE_SECONDS)
             return None
         began = time.perf_counter()
         wait(self._pending, timeout=_POLL_SECONDS if patient else 0, return_when=FIRST_COMPLETED)

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,18 @@ class Run:
         self._postponed: tuple[Fetched, list[tuple[str, Asked]]] | None = None  # until there is more memory
         self._stopping = threading.Event()
         self.watch = Stopwatch()  # where the time of the model's thread goes
-        self.extra = 0  # items that came of cutting clips into windows
+        self.on_cut: Callable[[Job, int], None] = lambda *_: None  # hears of a job that became so many windows
+
+    def feed(self, job: Job | None) -> None:
+        """One job more, from any thread, after `expect_more`; None says that it was the last one."""
+        if job is None:
+            self._reader.expects_more = False
+        else:
+            self._reader.add(job)
+
+    def expect_more(self) -> None:
+        """Do not end when all jobs are done: others will be fed."""
+        self._reader.expects_more = True
 
     def stop(self) -> None:
         """Begin nothing new: what the model works on is finished. Safe from a signal handler."""
@@ -195,7 +206,8 @@ class Run:
             fetched = self._reader.next(patient=not self._speakers)
         if fetched is None:
             return
-        self.extra += max(0, len(fetched.parts) - 1) * len(fetched.job.asked)
+        if fetched.parts:
+            self.on_cut(fetched.job, len(fetched.parts))
         opened = []
         for key, asked, claim in fetched.asked:
             if claim is Claim.OPEN:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,17 +29,18 @@ from holitom_cli.cli.options import (
     split_choices,
 )
 from holitom_cli.cli.rows import SOME_FAILED, appending
-from holitom_cli.cli.tally import Tally, board, estimate_table
-from holitom_cli.errors import BatchError, HolitomError, UsageError, reason
-from holitom_cli.report.record import error_record, flat_record
+from holitom_cli.cli.tally import Tally, board, error_row, estimate_table, row_of
+from holitom_cli.clock import Stopwatch
+from holitom_cli.errors import BatchError, UsageError, reason
 from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import counted
-from holitom_cli.types import Answer, Generation
+from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
+    from holitom_cli.batch.crew import Made
     from holitom_cli.batch.ledger import Ledger
     from holitom_cli.batch.questions import Job
-    from holitom_cli.batch.runner import Item, Plan, Run
+    from holitom_cli.batch.runner import Plan, Run
     from holitom_cli.model.loading import Checkpoint
 
 
@@ -111,7 +112,7 @@ def batch(
     warm_up()
     from holitom_cli import pipeline
     from holitom_cli.batch.ledger import Ledger
-    from holitom_cli.batch.runner import Plan, Run
+    from holitom_cli.batch.runner import Plan
     from holitom_cli.model.device import choose_device
 
     generation = pipeline.check_generation(Generation(**asdict(answer)))
@@ -129,17 +130,88 @@ def batch(
     tally = Tally()
     with nullcontext() if how.dry_run else _rows(output) as add:
         ledger = Ledger(output, retry_failed=how.retry_failed, force=how.force)
-        checkpoint = session.find_checkpoint(_same_model(model, ledger, talk), chosen, talk)
+        model = _same_model(model, ledger, talk)
+        checkpoint = session.find_checkpoint(model, chosen, talk)
         session.check_room(checkpoint, chosen, 1, sorted({one.text for job in jobs for one in job.asked}), given)
         if add is None:
             _estimate(checkpoint, model, jobs, plan, ledger, talk)
             return
         # 2. The rows.
-        run = Run(session.load(model, checkpoint, talk), jobs, plan, ledger)
-        interrupted = _make_rows(run, jobs, add, tally, how.most_failures, talk)
+        makers = _makers(model, how, checkpoint, jobs, plan, ledger, output, talk)
+        interrupted = _make_rows(makers, jobs, add, tally, how.most_failures, talk)
     # 3. What came of it.
     _write_tables(output, formats or [], talk)
-    _conclude(run, plan, tally, summary_json, talk, interrupted=interrupted)
+    if plan.cache and plan.cache.trouble:
+        talk.say(warning_line(plan.cache.trouble))
+    _conclude(tally, makers.watch, makers.workers, summary_json, talk, interrupted=interrupted)
+
+
+@dataclass(frozen=True)
+class _Makers:
+    """Who makes the rows, in this process or in several."""
+
+    rows: Iterable[Made]
+    stop: Callable[[], None]
+    watch: Stopwatch
+    workers: int = 1
+
+
+def _makers(
+    model: ModelOptions,
+    how: RunOptions,
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    plan: Plan,
+    ledger: Ledger,
+    output: Path | None,
+    talk: Talk,
+) -> _Makers:
+    from holitom_cli.batch.runner import Run
+
+    devices = how.devices(model)
+    if devices:
+        return _crew(model, how, checkpoint, jobs, plan, output, devices)
+    run = Run(session.load(model, checkpoint, talk), jobs, plan, ledger)
+    run.watch = Stopwatch()  # loading the model is no part of it
+    return _Makers(_made(run), run.stop, run.watch)
+
+
+def _made(run: Run) -> Iterator[Made]:
+    from holitom_cli.batch.crew import Made
+    from holitom_cli.batch.ledger import Claim
+
+    cut: list[Made] = []
+    run.on_cut = lambda job, windows: cut.append(Made(job, more=(windows - 1) * len(job.asked)))
+    for item in run:
+        yield from cut
+        cut.clear()
+        yield Made(item.job, row_of(item), item.outcome if isinstance(item.outcome, Claim) else None)
+
+
+def _crew(
+    model: ModelOptions,
+    how: RunOptions,
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    plan: Plan,
+    output: Path | None,
+    devices: Sequence[str],
+) -> _Makers:
+    from holitom_cli.batch.crew import Crew
+    from holitom_cli.model.device import choose_device, choose_dtype
+
+    source = checkpoint.source
+    dtype = str(choose_dtype(model.dtype, choose_device(devices[0]))).removeprefix("torch.")
+    setting = {
+        "output": str(output) if output else None,
+        "retry_failed": how.retry_failed,
+        "force": how.force,
+        "threads": 1 if source.kind == "demo" else None,
+    }
+    crew = Crew(jobs, devices, plan, (source.id, source.revision, dtype), setting, error_row)
+    watch = Stopwatch()
+    watch.seconds = crew.seconds
+    return _Makers(crew, crew.stop, watch, len(devices))
 
 
 def _jobs(
@@ -171,7 +243,7 @@ def _same_model(options: ModelOptions, ledger: Ledger, talk: Talk) -> ModelOptio
 
 
 def _make_rows(
-    run: Run,
+    makers: _Makers,
     jobs: Sequence[Job],
     add: Callable[[Mapping[str, Any]], None],
     tally: Tally,
@@ -184,34 +256,21 @@ def _make_rows(
     def finish() -> None:
         nonlocal interrupted
         interrupted = True
-        run.stop()
+        makers.stop()
         talk.say("Finishing what is under way; Ctrl-C again stops at once.")
 
     total = sum(len(job.asked) for job in jobs)
-    with first_interrupt(finish), board(talk, run, tally, total) as step:
-        for item in run:
-            if isinstance(item.outcome, Answer | HolitomError):
-                add(_row(item, item.outcome))
-            step(item)
+    with first_interrupt(finish), board(talk, tally, makers.watch, total) as step:
+        for made in makers.rows:
+            if made.row is not None:
+                add(made.row)
+            step(made)
             if most_failures is not None and tally.failed >= most_failures:
                 raise BatchError(
                     f"{counted(tally.failed, 'row')} failed, so the batch was stopped.",
                     "Mend the cause and run it again to go on; --retry-failed tries failed rows again.",
                 )
     return interrupted
-
-
-def _row(item: Item, outcome: Answer | HolitomError) -> Mapping[str, Any]:
-    job, asked = item.job, item.asked
-    if isinstance(outcome, Answer):
-        row = flat_record(outcome, item.key)
-    else:
-        row = error_record(str(job.clip.absolute()), asked.text, outcome, item.key)
-    if asked.custom_id is not None:
-        row["custom_id"] = asked.custom_id
-    if job.window is not None:
-        row["start_s"], row["end_s"] = job.window
-    return row
 
 
 def _rows(output: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
@@ -240,17 +299,17 @@ def _write_tables(output: Path | None, formats: Sequence[Format], talk: Talk) ->
             talk.say(Text(f"Wrote {path}."))
 
 
-def _conclude(run: Run, plan: Plan, tally: Tally, summary_json: Path | None, talk: Talk, *, interrupted: bool) -> None:
-    if plan.cache and plan.cache.trouble:
-        talk.say(warning_line(plan.cache.trouble))
+def _conclude(
+    tally: Tally, watch: Stopwatch, workers: int, summary_json: Path | None, talk: Talk, *, interrupted: bool
+) -> None:
     if summary_json:
-        document = tally.document(run.watch, interrupted=interrupted)
+        document = tally.document(watch, workers, interrupted=interrupted)
         try:
             summary_json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise BatchError(f"{summary_json} cannot be written: {reason(error)}.", "Name another file.") from error
     if tally.answered or tally.failed:
-        talk.say(tally.table(run.watch))
+        talk.say(tally.table(watch, workers))
     talk.say(tally.line())
     if interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -15,6 +15,7 @@ from holitom_cli.errors import UsageError, reason
 
 if TYPE_CHECKING:
     from holitom_cli.batch.inputs import Found
+    from holitom_cli.cli.options import ModelOptions
 
 _STDIN = "-"
 
@@ -116,6 +117,10 @@ class RunOptions:
     deterministic: Annotated[
         bool, _option("Run", "--deterministic", help="One answer at a time: to the last bit those of holitom ask.")
     ] = False
+    gpus: Annotated[
+        str | None,
+        _option("Run", "--gpus", metavar="all|0,1", help="One worker process on each of these GPUs."),
+    ] = None
     timeout: Annotated[
         float | None, _option("Run", "--timeout", metavar="SECONDS", help="That a clip may take.", min=1)
     ] = None
@@ -132,6 +137,27 @@ class RunOptions:
     @property
     def most_failures(self) -> int | None:
         return 1 if self.fail_fast else self.max_failures
+
+    def devices(self, model: ModelOptions) -> list[str]:
+        """The devices of several workers; none where this process does the work.
+
+        Raises:
+            UsageError: they are no numbers, or another option names a device.
+            DeviceError: there is no such GPU.
+        """
+        if self.gpus is None:
+            return []
+        if model.device != "auto" or model.device_map:
+            raise UsageError("--gpus names the devices.", "Leave --device and --device-map out.")
+        from holitom_cli.model.device import choose_device, gpu_count
+
+        if self.gpus == "all":
+            choose_device("cuda")
+            return [f"cuda:{number}" for number in range(gpu_count())]
+        numbers = self.gpus.split(",")
+        if not all(number.strip().isdigit() for number in numbers) or len(set(numbers)) < len(numbers):
+            raise UsageError(f"--gpus {self.gpus!r} is no list of GPUs.", "As in: --gpus all, or --gpus 0,1")
+        return [str(choose_device(f"cuda:{int(number)}")) for number in numbers]
 
     def rows_on(self, device_type: str) -> int:
         """How many answers are generated together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from holitom_cli.cli.console import Talk
 from holitom_cli.errors import HolitomError
+from holitom_cli.report.record import error_record, flat_record
 from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import count, counted, percent, seconds, size, visible
 from holitom_cli.types import Answer
@@ -21,8 +22,10 @@ from holitom_cli.types import Answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from holitom_cli.batch.crew import Made
     from holitom_cli.batch.estimate import Estimate
-    from holitom_cli.batch.runner import Item, Run
+    from holitom_cli.batch.questions import Asked, Job
+    from holitom_cli.batch.runner import Item
     from holitom_cli.clock import Stopwatch
 
 
@@ -38,20 +41,19 @@ class Tally:
     generated_tokens: int = 0
     stages: Counter[str] = field(default_factory=Counter)  # where failures happened
 
-    def add(self, item: Item) -> None:
-        """Count an item."""
-        outcome = item.outcome
-        if isinstance(outcome, Answer):
-            self.answered += 1
-            self.kept += outcome.tokens.retained
-            self.generated_tokens += outcome.tokens.generated
-        elif isinstance(outcome, HolitomError):
+    def add(self, made: Made) -> None:
+        """Count a row."""
+        row = made.row
+        if row is None:
+            self.failed_before += made.claim == "failed"
+            self.skipped += made.claim == "answered"
+        elif "error" in row:
             self.failed += 1
-            self.stages[outcome.stage] += 1
-        elif outcome == "failed":
-            self.failed_before += 1
+            self.stages[row["error"]["stage"]] += 1
         else:
-            self.skipped += 1
+            self.answered += 1
+            self.kept += row["tokens"]["retained_ratio"]
+            self.generated_tokens += row["tokens"]["generated"]
 
     @property
     def kept_on_average(self) -> float | None:
@@ -63,7 +65,7 @@ class Tally:
         again = f", {before} failed before (--retry-failed tries again)" if before else ""
         return f"{self.answered} answered, {self.failed} failed, {self.skipped} skipped{again}"
 
-    def table(self, watch: Stopwatch) -> Table:
+    def table(self, watch: Stopwatch, workers: int) -> Table:
         """Counts, rates and where the time went."""
         total = watch.total_seconds
         table = Table(show_header=False, box=None, pad_edge=False)
@@ -74,14 +76,14 @@ class Tally:
             "tokens kept": "" if self.kept_on_average is None else f"{percent(self.kept_on_average)} on average",
             "generated": f"{counted(self.generated_tokens, 'token')}, {self.generated_tokens / total:.1f} a second",
             "time": ", ".join(f"{name} {seconds(spent)}" for name, spent in watch.seconds.items()),
-            "model at work": percent(busy_share(watch)),
+            "model at work": percent(busy_share(watch, workers)),
         }
         for name, text in rows.items():
             if text:
                 table.add_row(f"{name}  ", text)
         return table
 
-    def document(self, watch: Stopwatch, *, interrupted: bool) -> dict[str, Any]:
+    def document(self, watch: Stopwatch, workers: int, *, interrupted: bool) -> dict[str, Any]:
         """The same for programs."""
         return {
             "schema_version": 1,
@@ -91,41 +93,70 @@ class Tally:
             "failed_before": self.failed_before,
             "failed_by_stage": dict(self.stages),
             "interrupted": interrupted,
+            "workers": workers,
             "total_s": watch.total_seconds,
             "rows_per_hour": 3600 * (self.answered + self.failed) / watch.total_seconds,
             "retained_ratio_mean": self.kept_on_average,
             "generated_tokens": self.generated_tokens,
             "seconds_by_work": dict(watch.seconds),
-            "model_at_work_ratio": busy_share(watch),
+            "model_at_work_ratio": busy_share(watch, workers),
         }
 
 
-def busy_share(watch: Stopwatch) -> float:
-    """Share of the time in which the model's thread had something to do with it, and did not wait for clips."""
+def busy_share(watch: Stopwatch, workers: int) -> float:
+    """Share of the time in which a model's thread had something to do with it, and did not wait for clips."""
     at_work = sum(spent for name, spent in watch.seconds.items() if name != "waiting for clips")
-    return min(1.0, at_work / watch.total_seconds)
+    return min(1.0, at_work / (watch.total_seconds * workers))
+
+
+def row_of(item: Item) -> dict[str, Any] | None:
+    """The row of an item; None where it was there before."""
+    job, asked, outcome = item.job, item.asked, item.outcome
+    if isinstance(outcome, HolitomError):
+        return error_row(job, asked, outcome, item.key)
+    if not isinstance(outcome, Answer):
+        return None
+    return _named(flat_record(outcome, item.key), job, asked)
+
+
+def error_row(job: Job, asked: Asked, error: HolitomError, key: str) -> dict[str, Any]:
+    """The row of a question that failed."""
+    return _named(error_record(str(job.clip.absolute()), asked.text, error, key), job, asked)
+
+
+def _named(row: dict[str, Any], job: Job, asked: Asked) -> dict[str, Any]:
+    """With the user's name for it, and the window that it is about."""
+    if asked.custom_id is not None:
+        row["custom_id"] = asked.custom_id
+    if job.window is not None:
+        row["start_s"], row["end_s"] = job.window
+    return row
 
 
 @contextmanager
-def board(talk: Talk, run: Run, tally: Tally, total: int) -> Iterator[Callable[[Item], None]]:
-    """Show progress: a bar on a terminal, a line a clip elsewhere; to be told of every item."""
+def board(talk: Talk, tally: Tally, watch: Stopwatch, total: int) -> Iterator[Callable[[Made], None]]:
+    """Show progress: a bar on a terminal, a line a clip elsewhere; to be told of every row."""
     shown = talk.console.is_terminal and not talk.quiet
     columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    unfinished: dict[tuple[Any, ...], list[Item]] = {}
+    unfinished: dict[tuple[Any, ...], list[Made]] = {}
     with Progress(*columns, console=talk.console, disable=not shown) as bar:
         task = bar.add_task("rows", total=total)
 
-        def step(item: Item) -> None:
-            tally.add(item)
-            bar.update(task, advance=1, total=total + run.extra, description=_note(tally, run.watch))
-            place = (item.job.clip, item.job.window)
-            unfinished.setdefault(place, []).append(item)
-            if len(unfinished[place]) >= len(item.job.asked):
+        def step(made: Made) -> None:
+            nonlocal total
+            total += made.more
+            if made.more:
+                return
+            tally.add(made)
+            bar.update(task, advance=1, total=total, description=_note(tally, watch))
+            place = (made.job.number, made.row and made.row.get("start_s"))
+            unfinished.setdefault(place, []).append(made)
+            if len(unfinished[place]) >= len(made.job.asked):
                 _tell(talk, unfinished.pop(place), shown)
 
         yield step
-        for items in unfinished.values():
-            _tell(talk, items, shown)
+        for several in unfinished.values():
+            _tell(talk, several, shown)
 
 
 def _note(tally: Tally, watch: Stopwatch) -> str:
@@ -134,16 +165,17 @@ def _note(tally: Tally, watch: Stopwatch) -> str:
     return f"{rate:.1f} rows/min, {tally.failed} failed{kept}"
 
 
-def _tell(talk: Talk, items: list[Item], shown: bool) -> None:
+def _tell(talk: Talk, several: Sequence[Made], shown: bool) -> None:
     """A clip is through: what came of it, where the bar does not say it."""
-    errors = [item.outcome for item in items if isinstance(item.outcome, HolitomError)]
-    answers = [item.outcome for item in items if isinstance(item.outcome, Answer)]
-    window = items[0].job.window
-    clip = visible(str(items[0].job.clip)) + (f" {seconds(window[0])}" if window else "")
-    state = f"failed: {errors[0].message}" if errors else f"{len(answers)} answered" if answers else "skipped"
+    rows = [made.row for made in several if made.row is not None]
+    errors = [row["error"]["message"] for row in rows if "error" in row]
+    answers = [row for row in rows if "answer" in row]
+    begin = rows[0].get("start_s") if rows else None
+    clip = visible(str(several[0].job.clip)) + ("" if begin is None else f" {seconds(begin)}")
+    state = f"failed: {errors[0]}" if errors else f"{len(answers)} answered" if answers else "skipped"
     if errors or not shown:
         talk.say(Text(f"{clip}: {visible(state)}"))
-    for warning in answers[0].frames.warnings if answers else ():
+    for warning in answers[0]["sampling"]["warnings"] if answers else ():
         talk.say(warning_line(f"{clip}: {warning}"))
 
 

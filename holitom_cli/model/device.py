@@ -60,6 +60,11 @@ def device_name(device: torch.device) -> str:
     return "Apple GPU" if device.type == "mps" else "CPU"
 
 
+def gpu_count() -> int:
+    """How many GPUs torch sees."""
+    return torch.cuda.device_count()
+
+
 def nvidia_card() -> str | None:
     """Name of the first NVIDIA card according to the driver, whether or not torch can use it."""
     tool = shutil.which("nvidia-smi")

@@ -87,7 +87,9 @@ def test_parquet_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_general_questions_go_to_all_clips_and_others_to_their_own() -> None:
     a, b, c = (Path(f"{name}.mp4") for name in "abc")
     own, more, every = Asked("Own?", None, a), Asked("More?", "x", c), Asked("Every?")
-    assert jobs([a, b], [own, every, more, every]) == [Job(a, (every, own)), Job(b, (every,)), Job(c, (more,))]
+    assert jobs([a, b], [own, every, more, every]) == [
+        Job(a, (every, own)), Job(b, (every,), number=1), Job(c, (more,), number=2),
+    ]  # fmt: skip
     assert jobs([], [own]) == [Job(a, (own,))]
     assert jobs([a.absolute()], [own, every]) == [Job(a.absolute(), (every, own))]  # the same clip by another name
     assert jobs([a, b], [own]) == [Job(a, (own,))]
