@@ -115,8 +115,7 @@ def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) ->
     """
     if not len(frames):
         raise VideoError("There is no frame to look at.", "Give at least one.")
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    forget_peak(model)
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 2. Pixels.
@@ -126,6 +125,12 @@ def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) ->
         with clock.stage("vision"):
             features = vision.encode(model, pixels, attention=attention, keys=keys)
     return Seen(frames, features, clock)
+
+
+def forget_peak(model: Model) -> None:
+    """Measure the GPU's peak memory from here on, for the next of several methods."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
 
 
 def compress(model: Model, seen: Seen, method: Method) -> Watched:

@@ -137,7 +137,7 @@ def evaluate(
         checkpoint = session.find_checkpoint(model, room.variants("full", "100", 0)[0].method, talk)
         fitting, left_out = room.reachable(variants, checkpoint.depth)
         for variant in left_out:
-            talk.say(f"Left out: {variant.label} at {budget(variant.budget)}, of which it cannot keep so few.")
+            talk.say(f"Left out: {variant.label} at {budget(variant.budget)}: it cannot keep so few.")
         plan = replace(plan, variants=fitting)
         room.check(checkpoint, items, plan)
         loaded = session.load(model, checkpoint, talk)

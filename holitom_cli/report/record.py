@@ -34,6 +34,18 @@ def document(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> dict
     return _common(answers[0]) | {"results": results}
 
 
+def comparison(answers: Sequence[Answer], budgets: Sequence[float | str], full: Answer | None) -> dict[str, Any]:
+    """Return one document on one question about one clip, answered with several methods at these budgets.
+
+    `full` is the answer with every token kept, where it is among them: what the others are compared with.
+    """
+    results = [_result(answer) | {"budget": budget} for answer, budget in zip(answers, budgets, strict=True)]
+    if full:
+        for result, answer in zip(results, answers, strict=True):
+            result["agrees_with_baseline"] = answer.agrees(full)
+    return _common(answers[0]) | {"results": results}
+
+
 def flat_record(answer: Answer, key: str) -> dict[str, Any]:
     """Return one row about one question: the document's common keys and the result's, side by side.
 
