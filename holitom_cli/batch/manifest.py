@@ -24,10 +24,14 @@ _ROW_BEGINS = b'{"key": "'
 def clip_identity(path: Path) -> str:
     """A name for a file's content: its size, and a hash of 64 blocks spread over it (all of a file up to 4 MiB).
 
-    A file that cannot be read is known by its path: it will be an error row.
+    A folder of pictures is known by their names, sizes and times of change. What cannot be read is known by its path:
+    it will be an error row.
     """
     digest = blake2b(digest_size=16)
     try:
+        if path.is_dir():
+            status = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in sorted(path.iterdir())]
+            return f"folder {blake2b(repr(status).encode(), digest_size=16).hexdigest()}"
         total = path.stat().st_size
         with path.open("rb") as file:
             last = max(0, total - _BLOCK_BYTES)

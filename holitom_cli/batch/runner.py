@@ -179,7 +179,7 @@ class Run:
             return
         model, plan, job = self._model, self._plan, fetched.job
         sampling = plan.sampling_of(job)
-        if plan.cache:
+        if plan.cache and not job.clip.is_dir():  # as in ask
             where = (model.info.dtype, model.device.type)
             fetched.cache_key = watched_key(job.identity or "", model.checkpoint, where, plan.method, sampling)
             if known := plan.cache.get(fetched.cache_key, model.device, job.clip):
@@ -245,7 +245,7 @@ class Run:
         assert fetched.frames is not None
         with self.watch.measure("looking"):
             watched = pipeline.watch(model, fetched.frames, method=plan.method)
-        if plan.cache:
+        if plan.cache and fetched.cache_key:
             with self.watch.measure("keeping"):
                 plan.cache.put(fetched.cache_key, watched.frames, watched.visual)
         return watched

@@ -270,6 +270,14 @@ def test_a_clip_is_known_by_its_content(tmp_path: Path) -> None:
     assert manifest.clip_identity(tmp_path / "none") != manifest.clip_identity(tmp_path / "nil")
 
 
+def test_a_folder_of_pictures_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"one")
+    first = manifest.clip_identity(tmp_path)
+    assert manifest.clip_identity(tmp_path) == first
+    (tmp_path / "2.png").write_bytes(b"two")
+    assert manifest.clip_identity(tmp_path) != first
+
+
 def test_keys_tell_apart_what_is_different() -> None:
     base = ("clip", "question", {"a": 1, "b": [2, None]})
     key = manifest.question_key(*base)
