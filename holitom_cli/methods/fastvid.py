@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -24,14 +23,15 @@ class FastVID(Method):
     """Dynamic density pruning (FastVID, arXiv 2503.11187).
 
     The clip is cut where neighbouring frames are less alike than `threshold`, and at the 7 lowest similarities. A
-    frame's budget is floor(retain_ratio * P): int(salient * budget) tokens that receive the most attention in the
+    frame's budget is retain_ratio * P, int(salient * budget) of them tokens that receive the most attention in the
     tower; what is left of the budgets of a segment goes, evenly, to its anchor frames, every 4th from its last one. In
     an anchor frame density peaks (4 neighbours) are anchors; every other token of the segment joins the most
     cosine-similar anchor: w anchor + (1 - w) mean of the m that joined, w = max(1 / (m + 1), own_weight).
 
     The paper compares frames, and takes attention, by the tower's pooling head, which the checkpoints that we read do
     not have: here it is the mean of a frame's tokens, and attention between patches. Where a share is so large that
-    anchor frames have no room for their segment's budget, fewer are kept.
+    anchor frames have no room for their segment's budget, fewer are kept. Budgets are rounded once for the clip, not in
+    each frame.
     """
 
     status: ClassVar[str] = "simplified"
@@ -64,7 +64,7 @@ class FastVID(Method):
         """Choose, then merge: (F, P, D) -> (N, D) in order of position; one small transfer decides the segments."""
         attention, (frames, patches, _) = attention_of(video), video.tokens.shape
         parts = cut(frame_similarity(video.tokens).cpu(), self.threshold, self.segments)
-        counts = by_frame(self.retain_ratio, frames, patches, math.floor)
+        counts = by_frame(self.retain_ratio, frames, patches)
         salient = [int(self.salient * count) for count in counts]
         # 1. Salient tokens of every frame, anchors of the anchor frames.
         chosen = top_mask(attention, torch.tensor(salient, device=attention.device))
@@ -91,7 +91,7 @@ class FastVID(Method):
 
     def most_tokens(self, frames: int, patches: int) -> int:
         """The number where anchor frames have room for all, and the most otherwise."""
-        return sum(by_frame(self.retain_ratio, frames, patches, math.floor))
+        return sum(by_frame(self.retain_ratio, frames, patches))
 
     def _anchors(
         self, parts: Sequence[range], counts: Sequence[int], salient: Sequence[int], patches: int

@@ -23,7 +23,6 @@ from holitom_cli.methods.tools.settings import (
     inner_layer,
     share_of,
     spread,
-    tokens_in,
 )
 from holitom_cli.methods.tools.tokens import account, attention_of, keep_rows, marked, sources
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
@@ -34,15 +33,15 @@ class FlashVID(Method):
     """Selects by attention and diversity and merges the rest over time and space (FlashVID, ICLR 2026).
 
     The budget is a mean over the layers: `expansion` times as many tokens enter, and `inner_keep` of them go on from
-    layer 20 (of 28), by the last prompt token's attention. A frame's share is ceil(P * retain_ratio * expansion).
-    Of it ceil(selected * share) tokens are taken greedily: each time the one that is farthest from those taken, its
+    layer 20 (of 28), by the last prompt token's attention. Frames share the tokens evenly. Of its own a frame takes
+    ceil(selected * share) greedily: each time the one that is farthest from those taken, its
     cosine distances weighted by the attention it receives and its mean product with the mean tokens of its segment's
     frames. Every other token is linked to the most similar such token of the frame before in its segment, if its
     cosine is above `tau`, the best links first until as many are left as are wanted; what is linked is averaged. The
     averages of each frame are clustered by density peaks to what is left of the segment's budget, and a cluster is
     the mean of its averages.
 
-    Segments are cut as FastVID's. The budget is met exactly, where the published code rounds up once more a frame;
+    Segments are cut as FastVID's. The budget is met exactly, where the published code rounds up in each frame;
     linked tokens are averaged alike, where the code weighs them by their place in the chain; and no lots break ties.
     """
 
@@ -122,10 +121,8 @@ class FlashVID(Method):
 
     def _budgets(self, frames: int, patches: int) -> list[int]:
         """How many tokens of each frame's share enter the language model."""
-        if tokens := tokens_in(self.retain_ratio):
-            return spread(min(round(tokens * self.expansion), frames * patches), frames)
-        share = share_of(self.retain_ratio, frames, patches)
-        return [min(patches, math.ceil(patches * share * self.expansion))] * frames
+        mean = share_of(self.retain_ratio, frames, patches) * frames * patches
+        return spread(min(max(1, round(mean * self.expansion)), frames * patches), frames)
 
     def _roots(self, unit: Tensor, chosen: Tensor, parts: Sequence[range], room: Sequence[int]) -> Tensor:
         """The place that each token's chain of links begins at, its own where it is not linked: (F, P)."""

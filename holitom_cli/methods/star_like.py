@@ -20,7 +20,8 @@ from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 class StarLike(Method):
     """Drops in two stages, as STAR does in outline (arXiv 2505.12359); its layer and shares are assumed.
 
-    Every frame keeps the round(retain_ratio * P) tokens that receive the most attention from the other visual tokens.
+    Every frame keeps the retain_ratio * P tokens (rounded so that the clip's number is exact) that receive the most
+    attention from the other visual tokens.
     Before one layer inside, the rows with the highest attention from the text after the video stay, by the mean over
     its tokens and over heads.
 

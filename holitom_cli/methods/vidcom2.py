@@ -12,7 +12,7 @@ from torch import Tensor
 
 from holitom_cli.algebra.merge import top_mask
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, apportion, check, check_ratio, share_of, tokens_in
+from holitom_cli.methods.tools.settings import Share, apportion, budget, check, check_ratio
 from holitom_cli.methods.tools.tokens import keep, marked
 from holitom_cli.types import VideoFeatures, VisualTokens
 
@@ -25,8 +25,9 @@ class VidCom2(Method):
 
     Of the half of the channels that vary least, normalised, each token's similarity to the clip's centre and to its
     frame's is a sum of Gaussians of five widths. A frame's uniqueness, minus its mean similarity to the clip's centre,
-    goes through a softmax to w; the frame keeps round(P * min(r (1 + w - mean w), 1)) tokens, at least one, those of
-    the lowest summed similarity. A budget in tokens is met exactly, in proportion to these shares.
+    goes through a softmax to w; of each frame the share min(r (1 + w - mean w), 1) is kept, the tokens of the lowest
+    summed similarity. The code rounds that in each frame; here the shares are rounded so that the clip's number is
+    exact.
     """
 
     status: ClassVar[str] = "matches the code"
@@ -52,11 +53,8 @@ class VidCom2(Method):
         return keep(video, marked(chosen, sum(counts)), "outliers")
 
     def most_tokens(self, frames: int, patches: int) -> int:
-        """The softmax may give one frame as much again, and rounding half a token to each."""
-        if tokens := tokens_in(self.retain_ratio):
-            return min(tokens, frames * patches)
-        share = share_of(self.retain_ratio, frames, patches)
-        return min(frames * patches, int(frames * (patches * share + 1)) + 1)
+        """The exact number."""
+        return budget(self.retain_ratio, frames, patches)
 
     def _similarities(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """To the clip's centre and to the frame's: (F, P, D) -> two of (F, P) float32."""
@@ -73,10 +71,7 @@ class VidCom2(Method):
         frames, patches = to_clip.shape
         weight = (-to_clip.mean(1) / self.temperature).softmax(0)
         stand_out = (1 + weight - weight.mean()).tolist()
-        if tokens := tokens_in(self.retain_ratio):
-            return apportion(min(tokens, frames * patches), stand_out, [patches] * frames)
-        share = share_of(self.retain_ratio, frames, patches)
-        return [max(1, round(patches * min(share * more, 1.0))) for more in stand_out]
+        return apportion(budget(self.retain_ratio, frames, patches), stand_out, [patches] * frames)
 
 
 def _gaussians(squared: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from holitom_cli.types import VideoFeatures, VisualTokens
 class VisionZip(Method):
     """Keeps dominant tokens of every frame and merges the others (VisionZip, arXiv 2412.04467).
 
-    A frame keeps round(retain_ratio * P) tokens. 54 of 64 are dominant: those that receive the most attention in the
-    tower. Contextual ones are taken at even steps from what is left; every other token goes to the one whose key in
-    the tower's last layer is most cosine-similar, and the mean of those that came is added to it.
+    A frame keeps retain_ratio * P tokens, rounded so that the clip's number is exact. 54 of 64 are dominant: those that
+    receive the most attention in the tower. Contextual ones are taken at even steps from what is left; every other
+    token goes to the one whose key in the tower's last layer is most cosine-similar, and the mean of those that came is
+    added to it.
 
     The paper takes the attention of a class token, which this tower has not: here it is the mean over all patches.
     It merges before the projector, here after the pool.

@@ -79,7 +79,7 @@ def _shown(row: Compared, full: Answer | None) -> dict[str, str]:
         "budget": text.budget(row.budget),
         "answer": said,
         "as full": "" if full is None else "yes" if answer.agrees(full) else "no",
-        "tokens": f"{text.count(answer.tokens.visual)} ({text.percent(answer.tokens.retained)})",
+        "tokens": text.count(answer.tokens.visual),
         "by layer": text.count(round(mean_by_layer(answer))),
         "true FLOPs": text.flop(answer.flops.true),
         "TTFT": text.milliseconds(answer.timings.ttft_ms),

@@ -86,7 +86,7 @@ def test_csv_and_table_have_the_same_rows(invoke: Invoke, demo_clip: Path) -> No
     assert [(row["method"], row["budget"]) for row in listed] == [(label, str(budget)) for label, budget in LABELS]
     for row in listed:
         assert row["method"] in table.out
-        assert f"{int(row['tokens']):,} (" in table.out
+        assert f" {int(row['tokens']):,} " in table.out
         assert f"{round(float(row['mean_tokens_by_layer'])):,}" in table.out
         assert row["device_peak_bytes"] == ""  # on a CPU nothing is known of one method's memory
     original = int(listed[0]["tokens"])

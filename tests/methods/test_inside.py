@@ -142,7 +142,7 @@ def test_a_budget_is_the_mean_over_the_layers(name: str, percent: int, depth: in
 def test_flashvids_share_is_its_mean_over_the_layers() -> None:
     method = methods.get("flashvid", retain_ratio=0.2)
     counts = rows_by_layer(method, 28, method.most_tokens(32, 196))
-    assert abs(sum(counts) / 28 - 0.2 * 32 * 196) < 32
+    assert abs(sum(counts) / 28 - 0.2 * 32 * 196) < 2
 
 
 @pytest.mark.parametrize(("name", "budget"), [("fastv", "7"), ("pyramiddrop", "25"), ("dycoke", "24")])

@@ -13,10 +13,11 @@ import torch
 from holitom_cli import methods
 from holitom_cli.methods import Method
 from holitom_cli.methods.prunevid import _contiguous
+from holitom_cli.methods.tools.settings import spread
 from holitom_cli.types import VideoFeatures, VisualTokens
 from tests.algebra.test_merge import slow_blend, slow_peaks
 from tests.methods.test_contract import Clip, features
-from tests.methods.test_picking import cosine, rows_of, top
+from tests.methods.test_picking import cosine, even, rows_of, top
 
 SHAPES = [
     Clip(1, 3, 8, torch.float32, 0.0),
@@ -59,7 +60,7 @@ def slow_visionzip(video: VideoFeatures, ratio: float) -> Merged:
     out: list[Row] = []
     source = [[-1] * patches for _ in rows]
     for f, frame in enumerate(rows):
-        count = max(1, round(ratio * patches))
+        count = even(ratio, len(rows), patches)[f]
         dominant = top(attention_of(video)[f], round(count * 54 / 64))
         rest = [p for p in range(patches) if p not in dominant]
         contextual = count - len(dominant)
@@ -142,15 +143,15 @@ def fill_first_gap(labels: list[int]) -> None:
 
 def slow_fastvid(video: VideoFeatures, ratio: float) -> Merged:
     rows, patches = rows_of(video), video.tokens.shape[1]
-    count = max(1, math.floor(ratio * patches))
-    salient = int(0.6 * count)
+    counts = even(ratio, len(rows), patches)
+    salient = [int(0.6 * count) for count in counts]
     goes: dict[tuple[int, int], tuple[int, int]] = {}
     joined: dict[tuple[int, int], list[Row]] = {}
     for part in slow_cut(rows):
-        chosen = {f: top(attention_of(video)[f], salient) for f in part}
+        chosen = {f: top(attention_of(video)[f], salient[f]) for f in part}
         frames = [f for f in part if (part[-1] - f) % 4 == 0]
-        left = min(len(part) * (count - salient), len(frames) * (patches - salient))
-        each = [left // len(frames) + (number < left % len(frames)) for number in range(len(frames))]
+        left = sum(counts[f] - salient[f] for f in part)
+        each = fill(left, [patches - salient[f] for f in frames])
         anchors = []
         for f, wanted in zip(frames, each, strict=True):
             free = [p for p in range(patches) if p not in chosen[f]]
@@ -173,22 +174,32 @@ def slow_fastvid(video: VideoFeatures, ratio: float) -> Merged:
     return out, [[order.index(goes[f, p]) if (f, p) in goes else -1 for p in range(patches)] for f in range(len(rows))]
 
 
+def fill(total: int, rooms: list[int]) -> list[int]:
+    """One after another, each time to the first of those that have least, where there is room."""
+    counts = [0] * len(rooms)
+    for _ in range(min(total, sum(rooms))):
+        counts[min((i for i in range(len(rooms)) if counts[i] < rooms[i]), key=lambda i: (counts[i], i))] += 1
+    return counts
+
+
 # --- FlashVID --------------------------------------------------------------------------------
 
 
 def slow_flashvid(video: VideoFeatures, ratio: float) -> Merged:
     rows, patches = rows_of(video), video.tokens.shape[1]
-    budget = min(patches, math.ceil(patches * ratio * 1.25))
-    wanted = math.ceil(0.7 * budget)
+    total = len(rows) * patches
+    budgets = spread(min(max(1, round(1.25 * ratio * total)), total), len(rows))
+    wanted = [math.ceil(0.7 * budget) for budget in budgets]
     goes: dict[tuple[int, int], tuple[int, int]] = {}
     groups: dict[tuple[int, int], list[Row]] = {}  # averages in each cluster
     for part in slow_cut(rows):
-        taken = {f: slow_greedy(rows, attention_of(video), f, part, wanted) for f in part}
-        link, roots = slow_links(rows, part, taken, (budget - wanted) * len(part))
+        taken = {f: slow_greedy(rows, attention_of(video), f, part, wanted[f]) for f in part}
+        room = sum(budgets[f] - wanted[f] for f in part)
+        link, roots = slow_links(rows, part, taken, room)
         for f in part:
             for p in taken[f]:
                 goes[f, p], groups[f, p] = (f, p), [rows[f][p]]
-        shares = slow_shares((budget - wanted) * len(part), [sum(root[0] == f for root in roots) for f in part])
+        shares = slow_shares(room, [sum(root[0] == f for root in roots) for f in part])
         for f, share in zip(part, shares, strict=True):
             mine = [root for root in roots if root[0] == f]
             members = {root: [place for place in link if link[place] == root] for root in mine}

@@ -10,6 +10,7 @@ import torch
 
 from holitom_cli import methods
 from holitom_cli.methods import Method
+from holitom_cli.methods.tools.settings import spread
 from holitom_cli.types import VideoFeatures, VisualTokens
 from tests.methods.test_contract import Clip, features
 
@@ -77,11 +78,34 @@ def slow_vidcom2(rows: Rows, ratio: float) -> list[int]:
     unique = [-sum(frame) / patches for frame in to_clip]
     weights = [math.exp((value - max(unique)) / 0.01) for value in unique]
     total, kept = sum(weights), []
+    counts = slow_counts(
+        max(1, round(ratio * frames * patches)), [1 + w / total - 1 / frames for w in weights], patches
+    )
     for f in range(frames):
-        share = min(ratio * (1 + weights[f] / total - 1 / frames), 1)
         score = [-(to_clip[f][p] + near(units[f][p], centre(units[f]))) for p in range(patches)]
-        kept += [f * patches + p for p in top(score, max(1, round(patches * share)))]
+        kept += [f * patches + p for p in top(score, counts[f])]
     return kept
+
+
+def slow_counts(total: int, shares: list[float], limit: int) -> list[int]:
+    """Whole numbers in proportion to the shares; what is beyond the limit goes to the others."""
+    full: list[int] = []
+    while True:
+        others = sum(share for f, share in enumerate(shares) if f not in full)
+        ideal = [limit if f in full else (total - limit * len(full)) * s / others for f, s in enumerate(shares)]
+        beyond = [f for f, value in enumerate(ideal) if value > limit]
+        if not beyond:
+            break
+        full += beyond
+    counts = [math.floor(value) for value in ideal]
+    for f in sorted(range(len(shares)), key=lambda f: counts[f] - ideal[f])[: total - sum(counts)]:
+        counts[f] += 1
+    return counts
+
+
+def even(ratio: float, frames: int, patches: int) -> list[int]:
+    """The clip's number, spread over the frames."""
+    return spread(max(1, round(ratio * frames * patches)), frames)
 
 
 def slow_dycoke(rows: Rows, keep: float) -> list[int]:
@@ -99,17 +123,19 @@ def slow_dycoke(rows: Rows, keep: float) -> list[int]:
 
 def slow_star(video: VideoFeatures, ratio: float) -> list[int]:
     assert video.attention is not None
-    patches, kept = video.tokens.shape[1], []
+    frames, patches, _ = video.tokens.shape
+    counts, kept = even(ratio, frames, patches), []
     for f, attention in enumerate(video.attention.tolist()):
-        kept += [f * patches + p for p in top(attention, max(1, round(ratio * patches)))]
+        kept += [f * patches + p for p in top(attention, counts[f])]
     return kept
 
 
 def slow_todre(rows: Rows, ratio: float) -> list[int]:
     patches, kept = len(rows[0]), []
+    counts = even(ratio, len(rows), patches)
     for f, frame in enumerate(rows):
         taken: list[int] = []
-        for _ in range(max(1, round(ratio * patches))):
+        for _ in range(counts[f]):
             against = taken or range(patches)
             left = [p for p in range(patches) if p not in taken]
             taken.append(max(left, key=lambda p: (sum(1 - cosine(frame[p], frame[q]) for q in against), -p)))

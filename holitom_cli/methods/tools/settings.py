@@ -72,16 +72,13 @@ def budget(retain_ratio: Share, frames: int, patches: int, rounding: Callable[[f
     return min(max(1, wanted), frames * patches)
 
 
-def by_frame(retain_ratio: Share, frames: int, patches: int, rounding: Callable[[float], int] = round) -> list[int]:
-    """How many tokens each frame keeps where all keep alike.
+def by_frame(retain_ratio: Share, frames: int, patches: int) -> list[int]:
+    """How many tokens each frame keeps where all keep alike: together exactly the budget, one apart at most.
 
-    A share is rounded in each frame, to one token at least, as papers do; a number of tokens is spread evenly over
-    the frames.
+    Papers round in every frame. With few patches a frame that would give methods quite different numbers of tokens
+    at the same budget.
     """
-    tokens = tokens_in(retain_ratio)
-    if tokens is None:
-        return [min(max(1, rounding(float(retain_ratio) * patches)), patches)] * frames
-    return spread(min(tokens, frames * patches), frames)
+    return spread(budget(retain_ratio, frames, patches), frames)
 
 
 def spread(total: int, parts: int) -> list[int]:
