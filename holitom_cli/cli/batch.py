@@ -33,7 +33,7 @@ from holitom_cli.cli.tally import Tally, board, error_row, estimate_table, row_o
 from holitom_cli.clock import Stopwatch
 from holitom_cli.errors import BatchError, UsageError, reason
 from holitom_cli.report.terminal import warning_line
-from holitom_cli.report.text import counted
+from holitom_cli.report.text import counted, visible
 from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def batch(
         list[Format] | None,
         typer.Option("--format", help="Write the rows beside --output at the end, too: csv, parquet, md, srt or vtt."),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="A page about all rows of --output, at the end.")
+    ] = None,
     summary_json: Annotated[
         Path | None, typer.Option("--summary-json", metavar="FILE", help="Write counts, rates and times there.")
     ] = None,
@@ -107,6 +110,7 @@ def batch(
     chosen, wish = method.build(context), sampling.build(video, context)
     if formats and output is None:
         raise UsageError("--format writes beside --output, which is not given.", "Name a file with --output.")
+    _check_report(report, output)
     from holitom_cli.video import warm_up
 
     warm_up()
@@ -141,6 +145,7 @@ def batch(
         interrupted = _make_rows(makers, jobs, add, tally, how.most_failures, talk)
     # 3. What came of it.
     _write_tables(output, formats or [], talk)
+    _write_report(output, report, talk)
     if plan.cache and plan.cache.trouble:
         talk.say(warning_line(plan.cache.trouble))
     _conclude(tally, makers.watch, makers.workers, summary_json, talk, interrupted=interrupted)
@@ -297,6 +302,23 @@ def _write_tables(output: Path | None, formats: Sequence[Format], talk: Talk) ->
         assert output is not None
         for path in write(last_rows(output), kind, output):
             talk.say(Text(f"Wrote {path}."))
+
+
+def _check_report(report: Path | None, output: Path | None) -> None:
+    if report is not None and output is None:
+        raise UsageError("--report is about the rows of --output, which is not given.", "Name a file with --output.")
+    if report is not None and (report.is_dir() or not report.parent.is_dir()):
+        raise UsageError(f"The page cannot be written to {report}.", "Name a file in a folder that is there.")
+
+
+def _write_report(output: Path | None, report: Path | None, talk: Talk) -> None:
+    if output is None or report is None:
+        return
+    from holitom_cli.batch.ledger import last_rows
+    from holitom_cli.report.summary import write_summary
+
+    write_summary(last_rows(output), report, output.name)
+    talk.say(Text(f"Wrote {visible(str(report))}."))
 
 
 def _conclude(

@@ -10,6 +10,7 @@ import math
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from holitom_cli.report.pictures import DIMMED, TINTED, VEIL, shrinker
 from holitom_cli.report.record import document
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
     from holitom_cli.types import Answer, ByteArray, Frames, IntArray
 
@@ -49,30 +50,39 @@ def page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames
         _question(answer, rival, number, shared)
         for number, (answer, rival) in enumerate(zip(answers, rivals, strict=True), 1)
     ]
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            title=terminal.title(first.frames),
-            facts=[(label, str(value)) for label, value in terminal.header_rows(first)],
-            warnings=list(dict.fromkeys(warning for answer in (*answers, *baseline) for warning in answer.warnings)),
-            method=first.method,
-            tokens=first.tokens,
-            funnel=_funnel(first),
-            segments=len(first.segments),
-            frames=list(_frames(first, pictures)),
-            images=_jpegs(pictures.pixels),
-            ratio=f"{pictures.pixels.shape[2]} / {pictures.pixels.shape[1]}",
-            grid=math.isqrt(first.tokens.patches_per_frame),
-            questions=shown,
-            shared=_bars(shared, {}) if shared else [],
-            baseline=baseline[0].method if baseline else "",
-            everything=list(_flat(document(answers, baseline))),
-            style={"veil": VEIL, "dropped": DIMMED[Fate.DROPPED], "folded": DIMMED[Fate.FOLDED], "tinted": TINTED},
-        )
+    return template("page.html.jinja").render(
+        title=terminal.title(first.frames),
+        facts=[(label, str(value)) for label, value in terminal.header_rows(first)],
+        warnings=list(dict.fromkeys(warning for answer in (*answers, *baseline) for warning in answer.warnings)),
+        method=first.method,
+        tokens=first.tokens,
+        funnel=_funnel(first),
+        segments=len(first.segments),
+        frames=list(_frames(first, pictures)),
+        images=_jpegs(pictures.pixels),
+        ratio=f"{pictures.pixels.shape[2]} / {pictures.pixels.shape[1]}",
+        grid=math.isqrt(first.tokens.patches_per_frame),
+        questions=shown,
+        shared=_bars(shared, {}) if shared else [],
+        baseline=baseline[0].method if baseline else "",
+        everything=list(_flat(document(answers, baseline))),
+        style={"veil": VEIL, "dropped": DIMMED[Fate.DROPPED], "folded": DIMMED[Fate.FOLDED], "tinted": TINTED},
     )
 
 
+def template(name: str) -> Template:
+    """A template of this room."""
+    return _environment().get_template(name)
+
+
+def template_source(name: str) -> str:
+    """A file beside the templates, as it is."""
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

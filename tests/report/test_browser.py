@@ -17,8 +17,10 @@ from PIL import Image
 
 from holitom_cli.report.page import page
 from holitom_cli.report.record import document
+from holitom_cli.report.summary import write_summary
 from tests.report.conftest import FRAMES, Known
 from tests.report.test_page import HOSTILE, hostile_page
+from tests.report.test_summary import made_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -185,3 +187,28 @@ def test_control_a_script_in_the_page_would_act(browser: Browser, tmp_path: Path
     assert any("Content Security Policy" in complaint for complaint in guarded.complaints)
     (tmp_path / "open.html").write_text(broken.replace("Content-Security-Policy", "nothing"), encoding="utf-8")
     assert visit(browser, tmp_path / "open.html").ask("window.hacked") == 1
+
+
+# --- a batch -----------------------------------------------------------------------------------
+
+
+def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Path) -> None:
+    write_summary(made_rows(5000), tmp_path / "page.html", "answers.jsonl")
+    opened = []
+    for _ in range(3):
+        shown = visit(browser, tmp_path / "page.html", 400)
+        opened.append(shown.ask("performance.timing.loadEventEnd - performance.timing.navigationStart"))
+    assert min(opened) <= 2000  # milliseconds
+    firsts = "[...document.querySelectorAll('#rows tbody tr')].slice(0, 2).map(row => row.cells[3].dataset.n)"
+    for wanted in (["100", "101"], ["5098", "5097"]):
+        shown.page.click("#rows thead th:nth-child(4) button")
+        assert shown.ask(firsts) == wanted
+    assert shown.ask("document.querySelector('#rows tbody').rows.length") == 5000
+    assert shown.ask("document.documentElement.scrollWidth") == 400
+    assert shown.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_summary_is_accessible(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    write_summary(made_rows(20), tmp_path / "page.html", "answers.jsonl")
+    assert violations(visit(browser, tmp_path / "page.html", 1280, scheme)) == []
