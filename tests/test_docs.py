@@ -27,7 +27,8 @@ ROOT = PACKAGE.parent
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 DEMO = PACKAGE / "assets" / "demo"
 ADDING = ROOT / "docs" / "adding-a-method.md"
-DOCUMENTS = [README, ARCHITECTURE, ADDING, ROOT / "docs" / "report.md"]
+BATCH = ROOT / "docs" / "batch.md"
+DOCUMENTS = [README, ARCHITECTURE, BATCH, ADDING, ROOT / "docs" / "report.md"]
 
 
 def blocks(document: Path | str, language: str) -> list[str]:
