@@ -57,8 +57,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "holitom_cli").rglob("*.py")}
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "holitom_cli" / "assets").rglob("*.*")}
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "holitom_cli").rglob("templates/*")}
     assert "holitom_cli/assets/demo/model.safetensors" in assets
-    assert names >= sources | assets | {"holitom_cli/py.typed"}
+    assert "holitom_cli/report/templates/page.html.jinja" in templates
+    assert names >= sources | assets | templates | {"holitom_cli/py.typed"}
     assert {name.partition("/")[0] for name in names} == {"holitom_cli", INFO}
     assert f"{INFO}/licenses/LICENSE" in names
     assert not [name for name in names if "__pycache__" in name or "test" in name]
