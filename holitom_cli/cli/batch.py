@@ -108,8 +108,7 @@ def batch(
     jobs = _jobs(clips, paths or [], questions, questions_file, answer.seed, talk)
     given = split_choices(choices, context)
     chosen, wish = method.build(context), sampling.build(video, context)
-    if formats and output is None:
-        raise UsageError("--format writes beside --output, which is not given.", "Name a file with --output.")
+    _check_formats(formats or [], output, clips)
     _check_report(report, output)
     from holitom_cli.video import warm_up
 
@@ -236,6 +235,19 @@ def _jobs(
     if found and found.skipped:
         talk.say(Text(f"{counted(len(found.clips), 'clip')}. {describe(found.skipped)}."))
     return jobs(found.clips if found else [], asked)
+
+
+def _check_formats(formats: Sequence[Format], output: Path | None, clips: ClipOptions) -> None:
+    """Refuse now what could not be written at the end."""
+    if formats and output is None:
+        raise UsageError("--format writes beside --output, which is not given.", "Name a file with --output.")
+    for kind in formats:
+        if kind in (Format.srt, Format.vtt) and clips.every is None:
+            raise UsageError(f"--format {kind} needs answers that have times.", "Use --every 60s.")
+    if Format.parquet in formats:
+        from holitom_cli.batch.questions import pyarrow
+
+        pyarrow()
 
 
 def _same_model(options: ModelOptions, ledger: Ledger, talk: Talk) -> ModelOptions:

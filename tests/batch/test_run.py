@@ -67,9 +67,19 @@ def test_lists_that_make_no_sense(invoke: Invoke, clips: Path) -> None:
         (["clips", "--every", "0.5"], "--every '0.5' is no time of a second or more."),
         (["clips", "--shard", "3/2"], "--shard '3/2' is not the number of a part."),
         (["clips", "--format", "csv"], "--format writes beside --output, which is not given."),
+        (["clips", "--format", "srt", "-o", "rows.jsonl"], "--format srt needs answers that have times."),
         (["clips", "--deterministic", "--rows", "2"], "--deterministic answers one question at a time."),
     ):
         invoke("batch", *given, *SMALL).sentence(2, said)
+
+
+def test_parquet_without_its_library_is_refused_at_once(
+    invoke: Invoke, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    command = ["batch", "clips", *SMALL, "--format", "parquet", "-o", "rows.jsonl"]
+    invoke(*command).sentence(2, "Parquet files need the library pyarrow, which is not installed.")
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_samples_and_shards(invoke: Invoke, clips: Path) -> None:
