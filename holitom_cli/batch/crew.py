@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ def plan_document(plan: Plan) -> Message:
         "cache": str(plan.cache.folder) if plan.cache else None,
         "timeout_seconds": plan.timeout_seconds,
         "readers": plan.readers,
+        "processes": plan.processes,
         **rest,
     }
 
@@ -71,6 +72,7 @@ def plan_from(document: Message) -> Plan:
         choices=tuple(document["choices"]),
         **{name: document[name] for name in ("decode_timeout_seconds", "timeout_seconds", "rows", "every_seconds")},
         readers=document["readers"],
+        processes=document["processes"],
     )
 
 
@@ -200,7 +202,7 @@ class Crew:
         """Begin nothing new; what workers have under way is finished. Safe from a signal handler."""
         self._stopping.set()
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Generator[Made, None, None]:
         try:
             self._workers = [self._hire(device) for device in self._devices]
             while self._busy():

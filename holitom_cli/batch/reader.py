@@ -41,16 +41,16 @@ class Fetched:
         return self.frames.pixels.nbytes if self.frames else 0
 
 
-def reader_count() -> int:
-    """How many clips are read at a time."""
-    return max(1, min(_MOST_READERS, (os.cpu_count() or 1) // 2 + 1))
+def reader_count(processes: int = 1) -> int:
+    """How many clips each of several processes reads at a time, by the cores that there are."""
+    return min(_MOST_READERS, (os.cpu_count() or 1) // (2 * processes) + 1)
 
 
-def ahead_bytes() -> int:
-    """How many bytes of pictures may wait for the model: a quarter of the memory that is free."""
+def ahead_bytes(processes: int) -> int:
+    """How many bytes of pictures may wait in each of several processes: together a quarter of the free memory."""
     import psutil  # type: ignore[import-untyped,unused-ignore]
 
-    return int(min(_MOST_AHEAD_BYTES, psutil.virtual_memory().available // 4))
+    return int(min(_MOST_AHEAD_BYTES, psutil.virtual_memory().available // (4 * processes)))
 
 
 class ReadAhead:

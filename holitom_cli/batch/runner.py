@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Plan:
     every_seconds: float | None = None  # the length of the windows that a clip is cut into
     timeout_seconds: float | None = None  # that a clip may take, waiting for others not counted
     readers: int = field(default_factory=reader_count)
+    processes: int = 1  # that share this machine's memory
 
     def settings(self, model: tuple[str, str | None, str], sampling: Sampling) -> dict[str, Any]:
         """Everything besides clip and question that an answer depends on; of the model its id, revision and dtype."""
@@ -77,10 +79,12 @@ class Run:
     def __init__(self, model: Model, jobs: Iterable[Job], plan: Plan, ledger: Ledger | None = None) -> None:
         """Prepare to answer the questions of `jobs` that `ledger` has no rows of."""
         self._model, self._plan, self._ledger = model, plan, ledger or Ledger()
-        self._reader = ReadAhead(jobs, self._fetch, plan.readers, ahead_bytes())
+        self._reader = ReadAhead(jobs, self._fetch, plan.readers, ahead_bytes(plan.processes))
         self._speakers = Speakers(model, plan.rows, plan.generation)
         self._open: deque[Open] = deque()
         self._twins: dict[str, list[tuple[Job, Asked]]] = {}  # questions that wait for a row of equal content
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        self._kept: Future[None] | None = None
         self._postponed: tuple[Fetched, list[tuple[str, Asked]]] | None = None  # until there is more memory
         self._stopping = threading.Event()
         self.watch = Stopwatch()  # where the time of the model's thread goes
@@ -102,7 +106,7 @@ class Run:
         self._stopping.set()
 
     def __iter__(self) -> Iterator[Item]:
-        with closing(self._reader):
+        with self._keeper, closing(self._reader):
             while not self._done():
                 for item in self._advance():
                     yield item
@@ -247,8 +251,14 @@ class Run:
             watched = pipeline.watch(model, fetched.frames, method=plan.method)
         if plan.cache and fetched.cache_key:
             with self.watch.measure("keeping"):
-                plan.cache.put(fetched.cache_key, watched.frames, watched.visual)
+                self._keep(plan.cache, fetched.cache_key, watched)
         return watched
+
+    def _keep(self, cache: Cache, key: str, watched: Watched) -> None:
+        """Write what was seen of a clip to disk, beside the model's work; at most one clip waits for that."""
+        if self._kept:
+            self._kept.result()
+        self._kept = self._keeper.submit(cache.put, key, watched.frames, watched.visual)
 
     def _begin(self, question: Open) -> Iterator[Item]:
         """Answer a question, or begin to where several are answered together."""

@@ -81,7 +81,7 @@ class Speakers:
         self._active.clear()
         self.most = most
         self._decoder = RowDecoder(self._model.language_model, self._model.lm_head, most)
-        self._token = torch.zeros(most, dtype=torch.int64)  # (B,) the last one of each row
+        self._token = torch.zeros(most, dtype=torch.int64, device=self._model.device)  # (B,) the last one of each row
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         return opened
@@ -118,10 +118,9 @@ class Speakers:
             DeviceError: the memory is full; what is under way can only be restarted.
         """
         with self._memory_advice():
-            logits = self._decoder.step(self._token.to(self._model.device))
-            chosen = self._choose(logits)
-        self._token = chosen.clamp_min(0).cpu()  # the host waits for the device here
-        values = chosen.tolist()
+            chosen = self._choose(self._decoder.step(self._token))
+            self._token = chosen.clamp_min(0)
+            values = chosen.tolist()  # the host waits for the device here
         ended = []
         for row, speaking in list(self._active.items()):
             if end := self._add(speaking, values[row]):

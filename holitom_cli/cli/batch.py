@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,7 +154,7 @@ def batch(
 class _Makers:
     """Who makes the rows, in this process or in several."""
 
-    rows: Iterable[Made]
+    rows: Generator[Made, None, None]
     stop: Callable[[], None]
     watch: Stopwatch
     workers: int = 1
@@ -180,7 +180,7 @@ def _makers(
     return _Makers(_made(run), run.stop, run.watch)
 
 
-def _made(run: Run) -> Iterator[Made]:
+def _made(run: Run) -> Generator[Made, None, None]:
     from holitom_cli.batch.crew import Made
     from holitom_cli.batch.ledger import Claim
 
@@ -202,6 +202,7 @@ def _crew(
     devices: Sequence[str],
 ) -> _Makers:
     from holitom_cli.batch.crew import Crew
+    from holitom_cli.batch.reader import reader_count
     from holitom_cli.model.device import choose_device, choose_dtype
 
     source = checkpoint.source
@@ -212,10 +213,11 @@ def _crew(
         "force": how.force,
         "threads": 1 if source.kind == "demo" else None,
     }
-    crew = Crew(jobs, devices, plan, (source.id, source.revision, dtype), setting, error_row)
+    shared = replace(plan, processes=len(devices), readers=reader_count(len(devices)))
+    crew = Crew(jobs, devices, shared, (source.id, source.revision, dtype), setting, error_row)
     watch = Stopwatch()
     watch.seconds = crew.seconds
-    return _Makers(crew, crew.stop, watch, len(devices))
+    return _Makers(iter(crew), crew.stop, watch, len(devices))
 
 
 def _jobs(
@@ -277,8 +279,8 @@ def _make_rows(
         talk.say("Finishing what is under way; Ctrl-C again stops at once.")
 
     total = sum(len(job.asked) for job in jobs)
-    with first_interrupt(finish), board(talk, tally, makers.watch, total) as step:
-        for made in makers.rows:
+    with first_interrupt(finish), closing(makers.rows) as rows, board(talk, tally, makers.watch, total) as step:
+        for made in rows:
             if made.row is not None:
                 add(made.row)
             step(made)

@@ -18,6 +18,7 @@ from holitom_cli.batch.questions import Asked, Job
 from holitom_cli.batch.reader import Fetched, ReadAhead
 from holitom_cli.batch.runner import Item, Plan, Run, windows
 from holitom_cli.batch.speakers import Speakers
+from holitom_cli.cache import Cache
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
 from holitom_cli.model import Model
 from holitom_cli.types import Answer, Generation, Sampling
@@ -231,6 +232,27 @@ def test_stopped_it_finishes_what_is_under_way(model: Model, demo_clip: Path) ->
         run.stop()
     assert 1 <= len(made) <= 2
     assert all(isinstance(item.outcome, Answer) for item in made)
+
+
+def test_a_new_question_neither_decodes_nor_looks(
+    model: Model, demo_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = plan(cache=Cache(tmp_path))
+    (first,) = Run(model, [Job(demo_clip, questions(1))], kept)
+    assert isinstance(first.outcome, Answer)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was looked at again")
+
+    monkeypatch.setattr(pipeline, "read", refuse)
+    monkeypatch.setattr(pipeline, "see", refuse)
+    again, new = Run(model, [Job(demo_clip, questions(2))], kept)
+    assert isinstance(again.outcome, Answer)
+    assert isinstance(new.outcome, Answer)
+    assert again.outcome.token_ids == first.outcome.token_ids
+    assert again.outcome.frames.cached
+    (other,) = Run(model, [Job(demo_clip, questions(1))], replace(kept, sampling=Sampling(3)))  # control
+    assert isinstance(other.outcome, HolitomError)
 
 
 def test_windows_cover_a_clip() -> None:
