@@ -105,6 +105,7 @@ def _token_counts(visual: VisualTokens, state: Prefill, generated: int) -> Token
         text=prompt - len(visual) - 1,
         prompt=prompt,
         generated=generated,
+        cached=state.cached,
     )
 
 

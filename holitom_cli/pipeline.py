@@ -315,8 +315,9 @@ def _prompt(model: Model, watched: Watched, question: str, answer_tokens: int = 
 
 def _prefill(model: Model, watched: Watched, embeds: Tensor, span: range, clock: Clock, *, room: int) -> Prefill:
     reductions = watched.method.reductions(model.checkpoint.depth)
+    evict = watched.method.after_prefill if watched.method.prunes_cache else None
     with clock.stage("prefill"):
-        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room)
+        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room, evict=evict)
 
 
 def _speak(

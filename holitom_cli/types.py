@@ -225,6 +225,13 @@ class LayerView(NamedTuple):
     entered: int = 0  # rows of the span that entered the first layer; 0 where that is not known
 
 
+class CacheView(NamedTuple):
+    """What a method that prunes a layer's cache after the prefill may look at."""
+
+    attention: Tensor  # (Q, n) float32 that every prompt token after the video paid to the n cached visual rows
+    text: Tensor  # (Q,) float32 that the last prompt token paid to those tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """A merge inside the language model: what it wants to see and what it does with it.
@@ -310,6 +317,7 @@ class TokenCounts:
     text: int
     prompt: int  # visual + newline + text tokens entering the first layer
     generated: int
+    cached: tuple[int, ...] = ()  # visual rows left in each layer's cache after the prefill; empty where all are
 
     @property
     def original(self) -> int:

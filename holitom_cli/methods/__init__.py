@@ -6,7 +6,7 @@ To add one, see docs/adding-a-method.md.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, field, fields, make_dataclass
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,9 @@ from holitom_cli.errors import MethodError
 from holitom_cli.methods.tools.settings import read_budget
 
 if TYPE_CHECKING:
-    from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
+    from torch import Tensor
+
+    from holitom_cli.types import CacheView, Reduction, VideoFeatures, VisualTokens
 
 
 class Method:
@@ -25,6 +27,7 @@ class Method:
     status: ClassVar[str] = "of its own"  # how near it is to what it is named after
     needs_attention: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
+    prunes_cache: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
@@ -34,6 +37,10 @@ class Method:
     def reductions(self, depth: int) -> Mapping[int, Reduction]:  # noqa: ARG002  # the default merges nothing
         """What to merge inside a language model of `depth` layers: {layer: applied just before it}."""
         return {}
+
+    def after_prefill(self, layers: Sequence[CacheView]) -> Sequence[Tensor]:
+        """Which visual rows each layer's cache keeps, (m,) int64 ascending; asked where `prunes_cache` says so."""
+        raise NotImplementedError
 
     def most_tokens(self, frames: int, patches: int) -> int:
         """Upper bound of the visual tokens that `compress` returns, known before a frame is decoded."""
@@ -57,6 +64,10 @@ class Composed(Method):
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """As the inner one does."""
         return self._part(self.inner).reductions(depth)
+
+    def after_prefill(self, layers: Sequence[CacheView]) -> Sequence[Tensor]:
+        """As the inner one does."""
+        return self._part(self.inner).after_prefill(layers)
 
     def most_tokens(self, frames: int, patches: int) -> int:
         """As of the outer one."""
@@ -117,6 +128,7 @@ def _compose(before: str, inside: str) -> type[Method]:
         "status": f"{outer.status}; inside: {inner.status}",
         "needs_attention": outer.needs_attention,
         "needs_keys": outer.needs_keys,
+        "prunes_cache": inner.prunes_cache,
         "presets": outer.presets,
     }
     return make_dataclass(

@@ -21,8 +21,8 @@ class ToDRELike(Method):
     """Keeps diverse tokens and drops them all late, as ToDRE does in outline (arXiv 2505.18757); when is assumed.
 
     In every frame tokens are taken one after another, retain_ratio * P of them, exact over the clip: first the one
-    whose cosine distances to all others add up to most, then always the one whose distances to those taken do. Before one layer
-    inside, all visual tokens are dropped; the newline token stays.
+    whose cosine distances to all others add up to most, then always the one whose distances to those taken do. Before
+    one layer inside, all visual tokens are dropped; the newline token stays.
 
     Established: greedy max-sum diversity, 10% of the tokens, and that all visual tokens go at a late layer. Assumed:
     that frames are treated one by one, where the greedy choice begins, and that the layer is always the one at three

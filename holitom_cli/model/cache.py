@@ -49,6 +49,13 @@ class StaticCache:
         """Forget the last `tokens` appended tokens: what is stored behind the lengths is masked and overwritten."""
         self._grow(-tokens)
 
+    def keep(self, layer: int, columns: Tensor) -> None:
+        """Keep these tokens of a layer's prompt, (m,) int64 ascending, and forget the others."""
+        for buffers in (self.keys, self.values):
+            kept = buffers[layer].index_select(2, columns.to(buffers[layer].device))
+            buffers[layer] = torch.cat((kept, kept.new_zeros(*kept.shape[:2], self.room, kept.shape[3])), 2)
+        self.lengths[layer] = torch.full_like(self.lengths[layer], len(columns))
+
     def _grow(self, tokens: int) -> None:
         for length in {id(length): length for length in self.lengths}.values():
             length.add_(tokens)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from holitom_cli.model.attention import attention_to_span, causal_mask
 from holitom_cli.model.cache import StaticCache
 from holitom_cli.model.layers import decoder_layer
-from holitom_cli.types import LayerView, Reduction
+from holitom_cli.types import CacheView, LayerView, Reduction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +26,12 @@ class Prefill:
     cache: StaticCache
     into: Tensor  # (n,) int64 the row of the visual span that each of its rows ended in, -1 = dropped
     inside: tuple[tuple[int, int], ...]  # (layer, rows of the visual span from that layer on)
+    cached: tuple[int, ...] = ()  # rows of the visual span left in each layer's cache; empty where all are
+
+
+Evict = Callable[[Sequence[CacheView]], Sequence[Tensor]]
+_LAST_ROW = Reduction(lambda view: (view.hidden, view.attention))  # what it wants to see is all that is looked at
+_EVERY_ROW = replace(_LAST_ROW, rows="all")
 
 
 @torch.inference_mode()
@@ -37,6 +43,7 @@ def prefill(
     reductions: Mapping[int, Reduction],
     *,
     room: int = 0,
+    evict: Evict | None = None,
 ) -> Prefill:
     """Run a prompt through the language model, with merges inside.
 
@@ -51,13 +58,14 @@ def prefill(
         span: where the visual tokens and their newline token stand in the prompt.
         reductions: {layer: what to merge just before it}.
         room: how many tokens to leave space for in the cache.
+        evict: says which rows of the visual span, ascending, each layer's cache keeps.
     """
     layers = language_model.layers
     if absent := sorted(set(reductions) - set(range(len(layers)))):
         raise ValueError(f"a reduction before layer {absent[0]}, but the language model has {len(layers)} layers")
     cache = StaticCache(len(layers), room)
     prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], range(span.start, span.stop))
-    entering = prompt.hidden
+    entering, watched = prompt.hidden, _Watched([], [])
     for index, layer in enumerate(layers):
         if reduction := reductions.get(index):
             seen = _look(layers, index, reduction, prompt, entering, cache)
@@ -65,9 +73,12 @@ def prefill(
         entering = prompt.hidden
         mask = causal_mask(language_model.config, entering)
         prompt.hidden = decoder_layer(layer, entering, prompt.rope, mask, cache)
+        if evict:
+            watched.look(layer, entering, prompt, cache.keys[index])
     logits = lm_head(language_model.norm(prompt.hidden[:, -1])).to(embeds.device)
     following = torch.full((len(prompt.hidden),), embeds.shape[-2], device=embeds.device)
-    return Prefill(logits, prompt.hidden, prompt.positions, following, cache, prompt.into, tuple(prompt.inside))
+    cached = watched.prune(cache, evict) if evict else ()
+    return Prefill(logits, prompt.hidden, prompt.positions, following, cache, prompt.into, tuple(prompt.inside), cached)
 
 
 def _look(
@@ -81,6 +92,28 @@ def _look(
     keys = cache.keys[index - 1][:, :, : entering.shape[1]]
     seen = attention_to_span(layers[index - 1], entering, prompt.rope, keys, reduction, prompt.span)
     return seen.to(prompt.hidden.device)
+
+
+class _Watched(NamedTuple):
+    """What is known of each layer's cache until it is pruned."""
+
+    views: list[CacheView]
+    places: list[tuple[range, int]]  # the visual span in it, and the prompt's length
+
+    def look(self, layer: Any, entering: Tensor, prompt: _Prompt, keys: Tensor) -> None:
+        length, span = entering.shape[1], prompt.span
+        known = layer, entering, prompt.rope, keys[:, :, :length]
+        text = attention_to_span(*known, _LAST_ROW, range(span.stop, length))[0]
+        self.views.append(CacheView(attention_to_span(*known, _EVERY_ROW, span), text))
+        self.places.append((span, length))
+
+    def prune(self, cache: StaticCache, evict: Evict) -> tuple[int, ...]:
+        """Keep what the method says, and all of the text."""
+        kept = evict(self.views)
+        for index, (rows, (span, length)) in enumerate(zip(kept, self.places, strict=True)):
+            everything = torch.arange(length, device=rows.device)
+            cache.keep(index, torch.cat((everything[: span.start], span.start + rows, everything[span.stop :])))
+        return tuple(map(len, kept))
 
 
 @dataclass(slots=True, eq=False)

@@ -149,6 +149,7 @@ def _tokens(tokens: TokenCounts) -> dict[str, Any]:
         "funnel": [{"stage": stage, "tokens": left} for stage, left in tokens.funnel],
         "visual": tokens.visual,
         "retained_ratio": tokens.retained,
+        **({"cached_by_layer": list(tokens.cached)} if tokens.cached else {}),
         "newline": 1,
         "text": tokens.text,
         "prompt": tokens.prompt,

@@ -253,6 +253,8 @@ def funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
     rows = [(f"{text.counted(tokens.frames, 'frame')} x {tokens.patches_per_frame} patches", tokens.original)]
     rows += list(tokens.funnel[1:])
     rows += [(f"inside, from layer {layer}", left) for layer, left in tokens.inside]
+    if tokens.cached:
+        rows.append(("cached, mean of the layers", round(sum(tokens.cached) / len(tokens.cached))))
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def test_json_has_a_result_for_each_method_and_budget(invoke: Invoke, demo_clip:
     assert max(costs) == costs[0] > costs[7] > min(costs)
     with pytest.raises(ValidationError):  # control
         validator.validate(document | {"results": [results[0] | {"budget": "15%"}]})
+
+
+def test_what_is_left_in_the_cache_is_told(invoke: Invoke, demo_clip: Path) -> None:
+    options = ["--methods", "full,aircache-like,uniform+aircache-like", "--budgets", "20"]
+    done = invoke("compare", demo_clip, "What happens?", *SMALL, *options, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(document)
+    full, cache, both = (entry["tokens"] for entry in document["results"])
+    assert "cached_by_layer" not in full
+    rows, depth = full["visual"] + 1, len(cache["cached_by_layer"])
+    assert sum(cache["cached_by_layer"]) == round(0.2 * rows * depth)
+    assert sum(both["cached_by_layer"]) == round(0.1 * (both["visual"] + 1) * depth)
+    assert document["results"][0]["flops"] == document["results"][1]["flops"]  # the prefill is that of full
+    report = invoke("ask", demo_clip, "What happens?", *SMALL[:-1], "--method", "aircache-like")
+    assert re.search(rf"cached, mean\s.*\b{round(0.1 * rows)}\s+10\.\d%", " ".join(report.err.split()))
 
 
 def test_an_answer_is_what_ask_says(invoke: Invoke, demo_clip: Path) -> None:

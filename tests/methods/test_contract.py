@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from holitom_cli import methods
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.types import LayerView, VideoFeatures, VisualTokens
+from holitom_cli.types import CacheView, LayerView, VideoFeatures, VisualTokens
 
 
 class Clip(NamedTuple):
@@ -199,6 +200,50 @@ def test_control_a_wrong_reduction_is_seen() -> None:
     assert "into rows that are kept" in wrong_reduction(seen, seen.hidden[:2], torch.tensor([0, 3, 2, 2]))
     assert "states count" in wrong_reduction(seen, seen.hidden[:3], torch.tensor([0, 0, 2, 2]))
     assert "range" in wrong_reduction(seen, seen.hidden[:1], torch.tensor([0, -2, 0, 0]))
+
+
+def layers(depth: int, rows: int, text: int) -> list[CacheView]:
+    stream = torch.Generator().manual_seed(rows)
+    size = (depth, text, rows + text)
+    shares = (4 * torch.randn(size, generator=stream)).softmax(-1)
+    return [CacheView(share[:, :rows], share[-1, rows:]) for share in shares]
+
+
+def wrong_eviction(views: list[CacheView], kept: Sequence[Tensor]) -> list[str]:
+    """What is wrong with what a method leaves in the caches."""
+    pairs = list(zip(views, kept, strict=False))
+    rules = {
+        "one entry a layer": len(kept) == len(views),
+        "something is left": all(len(rows) > 0 for rows in kept),
+        "type": all(rows.dtype == torch.int64 and rows.dim() == 1 for rows in kept),
+        "ascending": all(bool((rows.diff() > 0).all()) for rows in kept),
+        "range": all(bool(((rows >= 0) & (rows < view.attention.shape[1])).all()) for view, rows in pairs),
+    }
+    return [name for name, holds in rules.items() if not holds]
+
+
+@pytest.mark.parametrize(("rows", "text"), [(1, 1), (2, 3), (17, 5), (300, 9)])
+@pytest.mark.parametrize("depth", [4, 28])
+def test_pruning_the_cache_keeps_the_convention(method: Method, depth: int, rows: int, text: int) -> None:
+    if not method.prunes_cache:
+        with pytest.raises(NotImplementedError):
+            method.after_prefill([])
+        return
+    views = layers(depth, rows, text)
+    kept = method.after_prefill(views)
+    assert wrong_eviction(views, kept) == []
+    for first, second in zip(kept, method.after_prefill(views), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_control_a_wrong_eviction_is_seen() -> None:
+    views = layers(2, 4, 3)
+    right = torch.tensor([0, 3])
+    assert wrong_eviction(views, [right, right]) == []
+    assert wrong_eviction(views, [right]) == ["one entry a layer"]
+    assert wrong_eviction(views, [right, right.flip(0)]) == ["ascending"]
+    assert wrong_eviction(views, [right, right + 1]) == ["range"]
+    assert "something is left" in wrong_eviction(views, [right, right[:0]])
 
 
 # --- finding and making methods --------------------------------------------------------------

@@ -34,9 +34,10 @@ def test_every_method_with_a_share_says_what_a_budget_is() -> None:
 def test_who_looks_at_what() -> None:
     rows = {row[0]: set(re.findall(r"`([\w-]+)`", row[1])) for row in table(DOCUMENT, "what")}
     every = [(name, methods.find(name)) for name in methods.available()]
-    attention, keys, last, text = rows.values()
+    attention, keys, last, text, cache = rows.values()
     assert attention == {name for name, cls in every if cls.needs_attention}
     assert keys == {name for name, cls in every if cls.needs_keys}
+    assert cache == {name for name, cls in every if cls.prunes_cache}
     inside = {name: [one.rows for one in methods.get(name).reductions(28).values()] for name, _ in every}
     assert text == {name for name, seen in inside.items() if "all" in seen}
     assert last == {name for name, seen in inside.items() if "last" in seen} - {"todre-like"}  # it looks at nothing

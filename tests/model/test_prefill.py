@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from holitom_cli.methods.holitom import HoliTom
 from holitom_cli.model.cache import StaticCache
 from holitom_cli.model.decode import decode_one_token
 from holitom_cli.model.prefill import Prefill, prefill
-from holitom_cli.types import LayerView, Reduction
+from holitom_cli.types import CacheView, LayerView, Reduction
 from tests.model.language import DEPTH, Slow, random_prompt, recompute, small_qwen2
 
 NEAR = 1e-5  # of the largest value
@@ -251,3 +251,67 @@ def test_a_reduction_before_a_layer_that_is_not_there() -> None:
     embeds = torch.zeros(6, language.config.hidden_size)
     with pytest.raises(ValueError, match="before layer 99"):
         prefill(language.model, language.lm_head, embeds, range(1, 5), {99: reduction})
+
+
+# --- pruning the cache -----------------------------------------------------------------------
+
+
+def every_third(layers: Sequence[CacheView]) -> list[Tensor]:
+    """Another row to begin with in each layer, so that layers keep different tokens and numbers of them."""
+    return [torch.arange(index % 2, view.attention.shape[1], 3) for index, view in enumerate(layers)]
+
+
+@pytest.mark.parametrize("plan", ["none", "one"])
+def test_a_pruned_cache_is_one_whose_other_entries_are_hidden(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (length, span) = small_qwen2(), SPANS["in the middle"]
+    embeds, reductions = random_prompt(model, length), {} if plan == "none" else {3: DROP}
+    depth = len(model.model.layers)
+
+    def state(evict: Any = None) -> Prefill:
+        return prefill(model.model, model.lm_head, embeds, span, reductions, room=3, evict=evict)
+
+    def speak(from_state: Prefill) -> Tensor:
+        token, position = torch.tensor([5]), from_state.next_position.clone()
+        said = []
+        for _ in range(3):
+            said.append(decode_one_token(model.model, model.lm_head, from_state.cache, token, position))
+            token, position = said[-1].argmax(-1), position + 1
+        return torch.stack(said)
+
+    pruned, whole = state(every_third), state()
+    assert (whole.cached, len(pruned.cached)) == ((), depth)
+    widths = [keys.shape[2] for keys in pruned.cache.keys]
+    rows = [len(span) if plan == "none" or layer < 3 else whole.inside[0][1] for layer in range(depth)]
+    assert widths == [length - len(span) + kept + 3 for kept in pruned.cached]
+    assert list(pruned.cached) == [len(range(layer % 2, rows[layer], 3)) for layer in range(depth)]
+    torch.testing.assert_close(pruned.logits, whole.logits)  # the prompt itself was read whole
+    answer = speak(pruned)
+    assert (answer - speak(state())).abs().max() > 1e-3  # control: what is hidden matters
+    mask = StaticCache.mask
+
+    def hiding(cache: StaticCache, layer: int, dtype: torch.dtype) -> Tensor:
+        hidden = mask(cache, layer, dtype)
+        gone = [row for row in range(rows[layer]) if row not in range(layer % 2, rows[layer], 3)]
+        hidden[..., [span.start + row for row in gone]] = -torch.inf
+        return hidden
+
+    monkeypatch.setattr(StaticCache, "mask", hiding)
+    hidden = state()
+    hidden.cache.lengths = [lengths.clone() for lengths in hidden.cache.lengths]  # a mask for each layer
+    assert near(answer, speak(hidden))
+
+
+def test_a_method_that_prunes_sees_every_layers_attention() -> None:
+    model, (length, span) = small_qwen2(), SPANS["in the middle"]
+    seen: list[CacheView] = []
+
+    def keep(layers: Sequence[CacheView]) -> list[Tensor]:
+        seen.extend(layers)
+        return [torch.arange(view.attention.shape[1]) for view in layers]
+
+    prefill(model.model, model.lm_head, random_prompt(model, length), span, {}, evict=keep)
+    later = views(replace(DROP, rows="all"), layer=4)  # looks at layer 3
+    torch.testing.assert_close(seen[3].attention, later.attention)
+    assert seen[3].text.shape == (length - span.stop,)
+    before = seen[3].attention[-1].sum() + seen[3].text.sum()
+    assert 0 < float(before) < 1  # the rest went to the text before the video
