@@ -55,10 +55,12 @@ def _inside(
         entering = tokens[max(0, index - 1)]
         left = range(span.start, span.stop - (tokens[0] - entering))
         if left:
-            yield "merge inside", _merge(model, index, reduction, entering, left)
+            yield "merge inside", _merge(model, index, reduction, entering, left, len(span))
 
 
-def _merge(model: Model, index: int, reduction: Reduction, tokens: int, span: range) -> Callable[[], object]:
+def _merge(
+    model: Model, index: int, reduction: Reduction, tokens: int, span: range, entered: int
+) -> Callable[[], object]:
     shape = model.info.shape
     earlier = reduction.layer == "before"
     layer = model.language_model.layers[index - earlier]
@@ -68,7 +70,7 @@ def _merge(model: Model, index: int, reduction: Reduction, tokens: int, span: ra
 
     def run() -> object:
         seen = attention_to_span(layer, states, rope, keys, reduction, span)
-        return reduction.apply(LayerView(states[0, span.start : span.stop], seen))
+        return reduction.apply(LayerView(states[0, span.start : span.stop], seen, entered))
 
     return run
 

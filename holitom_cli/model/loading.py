@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
+from holitom_cli.model.weights import empty_network, fill, reading, unfit
 from holitom_cli.types import ModelInfo, ModelShape
 
 _LARGER = "Close other programs on the GPU, use --device-map auto, or a smaller checkpoint."
@@ -164,37 +165,59 @@ def load(
     """
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
-    from transformers import LlavaOnevisionForConditionalGeneration
-
     room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
     with _quiet(), _readable(checkpoint.source), room:
-        loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            checkpoint.source.path,
-            config=checkpoint.config,
-            dtype=number_format,
-            device_map=device_map or {"": target},
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to be named below; the library would point at its log
-        )
-    network, report = loaded
-    _check_loaded(checkpoint.source, report)
-    if not device_map:  # accelerate moves and offloads modules one by one
-        join_tower(network.model.vision_tower)
-        join_language(network.model.language_model)
+        if device_map:  # accelerate moves and offloads modules one by one
+            network = _spread(checkpoint, number_format, device_map)
+        else:
+            network = _read(checkpoint, target, number_format)
+            join_tower(network.model.vision_tower)
+            join_language(network.model.language_model)
     network.eval()
     return Model(network, checkpoint, describe(checkpoint, network, target, number_format))
 
 
-def _check_loaded(source: Source, report: dict[str, Any]) -> None:
+def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network on one device. Its files are read while the library, which takes longer than them, is imported."""
+    source = checkpoint.source
+    with reading([source.path / name for name in weight_files(source)], device, dtype) as coming:
+        network = empty_network(checkpoint.config, dtype)
+        found = {name: tensor.result() for name, tensor in coming.items()}
+    _check_loaded(source, *unfit(network, found))
+    fill(network, lambda name, _: found[name])
+    network.to(device)  # the buffers
+    if (source.path / "generation_config.json").is_file():
+        network.generation_config = type(network.generation_config).from_pretrained(source.path, local_files_only=True)
+    return network
+
+
+def _spread(checkpoint: Checkpoint, dtype: torch.dtype, device_map: DeviceMap) -> Any:
+    """The network spread over several devices by the library."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        checkpoint.source.path,
+        config=checkpoint.config,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to be named below; the library would point at its log
+    )
+    network, report = loaded
+    _check_loaded(checkpoint.source, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
+    return network
+
+
+def _check_loaded(source: Source, missing: Sequence[str], other: Sequence[tuple[str, Any, Any]]) -> None:
     """Every tensor has to have come from the files, in the shape that the configuration says."""
-    if missing := sorted(report["missing_keys"]):
+    if missing:
         raise ModelError(
             f"{source.id} lacks {len(missing)} tensors, {missing[0]} among them.", "Download the checkpoint again."
         )
-    if other := sorted(report["mismatched_keys"]):
+    if other:
         name, stored, wanted = other[0]
         raise ModelError(
             f"{source.id} has {name} of shape {tuple(stored)}, but its config.json asks for {tuple(wanted)}.",
@@ -233,11 +256,7 @@ def _read_config(source: Source) -> dict[str, Any]:
 
 def _check_files(source: Source) -> None:
     """Every weight file that the index names has to be there."""
-    index = source.path / "model.safetensors.index.json"
-    listed = read_json(index).get("weight_map") if index.is_file() else {"": "model.safetensors"}
-    if not (isinstance(listed, dict) and listed and all(isinstance(name, str) for name in listed.values())):
-        raise ModelError(f"{index} names no weight files.", "Download the checkpoint again.")
-    names = sorted(set(listed.values()))
+    names = weight_files(source)
     missing = [name for name in names if not (source.path / name).is_file()]
     if not missing:
         return
@@ -248,6 +267,19 @@ def _check_files(source: Source) -> None:
         f"{source.id} is incomplete: {len(missing)} of {len(names)} weight files are missing ({missing[0]}).",
         remedy,
     )
+
+
+def weight_files(source: Source) -> list[str]:
+    """Names of the weight files, from the index where there is one.
+
+    Raises:
+        ModelError: the index names none.
+    """
+    index = source.path / "model.safetensors.index.json"
+    listed = read_json(index).get("weight_map") if index.is_file() else {"": "model.safetensors"}
+    if not (isinstance(listed, dict) and listed and all(isinstance(name, str) for name in listed.values())):
+        raise ModelError(f"{index} names no weight files.", "Download the checkpoint again.")
+    return sorted(set(listed.values()))
 
 
 def shape_of(config: Any) -> ModelShape:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holitom_cli.errors import DeviceError, UsageError
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
@@ -17,6 +17,7 @@ from holitom_cli.model.hub import Source
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.loading import Checkpoint, Model, describe, shape_of
 from holitom_cli.model.preprocess import Preprocessor
+from holitom_cli.model.weights import empty_network, fill
 
 PREFIX = "shape:"
 
@@ -123,26 +124,13 @@ def random_network(config: Any, device: torch.device, dtype: torch.dtype, label:
     Raises:
         DeviceError: the device's free memory does not hold them.
     """
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import LlavaOnevisionForConditionalGeneration
-
-    with init_empty_weights(include_buffers=False):
-        network: Any = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=dtype)
-    network.tie_weights()  # accelerate replaces each parameter by one of its own
+    network = empty_network(config, dtype)
     _check_memory(sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize, device, label)
     stream = torch.Generator(device).manual_seed(seed)
     with memory_advice(device_name(device), f"for {label}", _SMALLER):
-        _fill(network, lambda name, like: _drawn(name, like, device, stream))
+        fill(network, lambda name, like: _drawn(name, like, device, stream))
         network.to(device)  # the buffers
     return network.eval()
-
-
-def _fill(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
-    """Replace every parameter; those that two modules share stay shared."""
-    made = {id(old): nn.Parameter(make(name, old), requires_grad=False) for name, old in network.named_parameters()}
-    for module in network.modules():
-        for name, old in list(module.named_parameters(recurse=False)):
-            setattr(module, name, made.get(id(old), old))
 
 
 def _drawn(name: str, like: Tensor, device: torch.device, stream: torch.Generator) -> Tensor:
@@ -165,6 +153,8 @@ def _check_memory(needed: int, device: torch.device, label: str) -> None:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device; None where that cannot be told."""
     if device.type == "cuda":
+        gc.collect()  # a model that has just been given up
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu":
         import psutil  # type: ignore[import-untyped,unused-ignore]

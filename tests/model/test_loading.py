@@ -349,12 +349,12 @@ def test_only_hub_ids_have_revisions(small: Path) -> None:
 
 
 def test_a_card_that_is_too_small_while_loading(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import LlavaOnevisionForConditionalGeneration
+    from holitom_cli.model import weights
 
     def full_card(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(LlavaOnevisionForConditionalGeneration, "from_pretrained", full_card)
+    monkeypatch.setattr(weights, "_read", full_card)
     with pytest.raises(DeviceError, match="is not enough to load") as caught:
         load(small)
     assert "--device-map auto" in caught.value.hint

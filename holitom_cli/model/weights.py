@@ -1,0 +1,89 @@
+"""A network without weights, and weights for it: from files straight to the device, in several threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+def empty_network(config: Any, dtype: torch.dtype) -> Any:
+    """The library's network of a configuration, its parameters without memory; buffers hold what they have to."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    with init_empty_weights(include_buffers=False):
+        network: Any = LlavaOnevisionForConditionalGeneration._from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    network.tie_weights()  # accelerate replaces each parameter by one of its own
+    return network
+
+
+def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
+    """Replace every parameter; those that two modules share stay shared."""
+    made = {id(old): nn.Parameter(make(name, old), requires_grad=False) for name, old in network.named_parameters()}
+    for module in network.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            setattr(module, name, made.get(id(old), old))
+
+
+@contextmanager
+def reading(files: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Future[Tensor]]]:
+    """Read all tensors of safetensors files to a device while the caller does something else.
+
+    Gives a tensor to come for each name, in the names of a network. What is not read yet when the caller ends, or
+    fails, is not read at all.
+
+    Raises:
+        SafetensorError: a file is damaged.
+    """
+    from safetensors import safe_open
+
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        coming: dict[str, Future[Tensor]] = {}
+        for path in files:
+            file: Any = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118  # it is no dictionary
+                coming[network_name(name)] = pool.submit(_read, file, name, device, dtype)
+        yield coming
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(file: Any, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One tensor; converted on the device, which is faster at it, after the copy."""
+    tensor: Tensor = file.get_tensor(name)  # views the file's own pages
+    return tensor.to(device).to(dtype)
+
+
+def network_name(stored: str) -> str:
+    """What the network of transformers 5 calls a tensor that a checkpoint calls so.
+
+    Published checkpoints have the names of early transformers 4 releases, others those of later ones.
+    """
+    if stored in ("lm_head.weight", "language_model.lm_head.weight"):
+        return "lm_head.weight"
+    name = stored.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.", 1)
+    return "model." + name.replace("language_model.model.", "language_model.", 1)
+
+
+def unfit(network: nn.Module, found: Mapping[str, Tensor]) -> tuple[list[str], list[tuple[str, Any, Any]]]:
+    """Names of parameters that are not among the tensors found, and (name, stored, wanted) of those of other shapes."""
+    wanted = dict(network.named_parameters())  # what is shared, once
+    missing = sorted(set(wanted) - set(found))
+    other = [
+        (name, tuple(found[name].shape), tuple(parameter.shape))
+        for name, parameter in wanted.items()
+        if name in found and found[name].shape != parameter.shape
+    ]
+    return missing, sorted(other)
