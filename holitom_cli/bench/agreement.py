@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from holitom_cli import methods
-from holitom_cli.bench.rivals import Prompt, random_words, stock_inputs
+from holitom_cli.bench.rivals import Prompt, prefilled, random_words, stock_inputs
 from holitom_cli.check import attention, relative
 from holitom_cli.model import vision
 from holitom_cli.model.decode import DecodeStep
 from holitom_cli.model.device import memory_advice
-from holitom_cli.model.prefill import prefill
-from holitom_cli.model.prompt import prompt_embeds
 
 if TYPE_CHECKING:
     from holitom_cli.methods import Method
@@ -99,10 +97,8 @@ def _ours(
 ) -> Tensor:
     """Logits (steps + 1, V) float32 from prefill and one step a token."""
     features = vision.encode(model, pixels, attention=method.needs_attention, keys=method.needs_keys)
-    embeds, span = prompt_embeds(model, prompt.before, method.compress(features), prompt.after)
-    parts, reductions = (model.language_model, model.lm_head), method.reductions(model.checkpoint.depth)
-    state = prefill(*parts, embeds, span, reductions, room=len(ids))
-    step = DecodeStep(*parts, state.cache, state.next_position + shift)
+    state = prefilled(model, method, method.compress(features), prompt, len(ids))
+    step = DecodeStep(model.language_model, model.lm_head, state.cache, state.next_position + shift)
     if plain:
         step.EAGER_STEPS = len(ids)
     rows = [state.logits.float()]

@@ -59,6 +59,7 @@ class Run:
     ids: tuple[int, ...]
     visual: int  # visual tokens that entered the language model
     tokens: tuple[int, ...]  # all tokens of the prompt in each decoder layer
+    cached: tuple[int, ...]  # of which the answer sees so many
     peak_bytes: int | None = None  # on the GPU, beyond what was there before; None elsewhere
 
     def with_stage(self, name: str, ms: float) -> Run:
@@ -94,7 +95,8 @@ class Ours:
             features = vision.encode(model, pixels, attention=method.needs_attention, keys=method.needs_keys)
         with clock.stage("compress"):
             visual = method.compress(features)
-        state = _prefilled(model, method, visual, prompt, clock, new_tokens)
+        with clock.stage("prefill"):
+            state = prefilled(model, method, visual, prompt, new_tokens)
         arriving = generate(model.language_model, model.lm_head, state, Generation(new_tokens), frozenset())
         with clock.stage("sample"):
             ids = [next(arriving)]
@@ -105,9 +107,10 @@ class Ours:
         peak = _peak_bytes(model.device, before)
         gaps = [1000 * (later - sooner) for sooner, later in pairwise(moments)]
         times = {"ttft": 1000 * (moments[0] - began), "per token": sum(gaps) / len(gaps), "step": median(gaps)}
-        layers = _by_layer(model, state)
+        layers = _by_layer(model, state, prompt)
+        cached = tuple(keys.shape[2] - new_tokens for keys in state.cache.keys)
         parts = timed(model, method, len(pixels), layers, range(len(prompt.before), layers[0] - len(prompt.after)))
-        return Run(clock.milliseconds() | times | parts, tuple(ids), len(visual), layers, peak)
+        return Run(clock.milliseconds() | times | parts, tuple(ids), len(visual), layers, cached, peak)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Stock:
         }
         visual = len(pixels) * model.checkpoint.visual_grid**2
         layers = (inputs["input_ids"].shape[1],) * model.checkpoint.depth
-        return Run(ms, ids, visual, layers, _peak_bytes(model.device, before))
+        return Run(ms, ids, visual, layers, layers, _peak_bytes(model.device, before))
 
 
 def stock_inputs(model: Model, pixels: Tensor, prompt: Prompt) -> dict[str, Tensor]:
@@ -148,18 +151,20 @@ def stock_inputs(model: Model, pixels: Tensor, prompt: Prompt) -> dict[str, Tens
     return {"input_ids": ids, "pixel_values_videos": moved, "attention_mask": torch.ones_like(ids)}
 
 
-def _prefilled(
-    model: Model, method: Method, visual: VisualTokens, prompt: Prompt, clock: Clock, new_tokens: int
-) -> Prefill:
-    with clock.stage("prefill"):
-        embeds, span = prompt_embeds(model, prompt.before, visual, prompt.after)
-        reductions = method.reductions(model.checkpoint.depth)
-        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=new_tokens)
+def prefilled(model: Model, method: Method, visual: VisualTokens, prompt: Prompt, new_tokens: int) -> Prefill:
+    """A prompt behind the language model, with all that a method does inside."""
+    embeds, span = prompt_embeds(model, prompt.before, visual, prompt.after)
+    evict = method.after_prefill if method.prunes_cache else None
+    reductions = method.reductions(model.checkpoint.depth)
+    return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=new_tokens, evict=evict)
 
 
-def _by_layer(model: Model, state: Prefill) -> tuple[int, ...]:
+def _by_layer(model: Model, state: Prefill, prompt: Prompt) -> tuple[int, ...]:
     """Tokens of the prompt in each decoder layer."""
-    return tuple(keys.shape[2] - state.cache.room for keys in state.cache.keys[: model.checkpoint.depth])
+    tokens = [int(state.next_position[0])] * model.checkpoint.depth
+    for layer, rows in state.inside:
+        tokens[layer:] = [rows + len(prompt.before) + len(prompt.after)] * (len(tokens) - layer)
+    return tuple(tokens)
 
 
 # --- the stock library, watched ------------------------------------------------------------------
@@ -227,4 +232,4 @@ def _peak_bytes(device: torch.device, before: int) -> int | None:
 
 def cache_bytes(model: Model, run: Run, new_tokens: int) -> int:
     """Keys and values of a run's prompt and answer."""
-    return sum(work.cache_bytes(model, tokens + new_tokens) for tokens in run.tokens)
+    return sum(work.cache_bytes(model, tokens + new_tokens) for tokens in run.cached)

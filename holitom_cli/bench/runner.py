@@ -175,7 +175,7 @@ def needed(model: Model, rival: Rival, encoded: int, run: Run, new_tokens: int) 
     """What each stage of a run had to do at least."""
     ours = isinstance(rival, Ours)
     attention = isinstance(rival, Ours) and rival.method.needs_attention
-    half = [tokens + new_tokens // 2 for tokens in run.tokens]  # in the middle of the answer
+    half = [tokens + new_tokens // 2 for tokens in run.cached]  # in the middle of the answer
     step = work.decode(model, half)
     found = {
         "vision": work.vision(model, encoded, attention=attention),

@@ -75,17 +75,20 @@ def test_ours_and_stock_say_the_same_with_every_token(model: Model, pixels: torc
     assert other.ids != ours.ids  # control
 
 
+@pytest.mark.parametrize("name", methods.available())
 @torch.inference_mode()
-def test_ours_is_what_the_program_does(model: Model, pixels: torch.Tensor) -> None:
+def test_ours_is_what_the_program_does(model: Model, pixels: torch.Tensor, name: str) -> None:
     """The same tokens as `pipeline.ask` gives for the same words."""
-    frames = scene.made_up(3, 384)
-    watched = pipeline.watch(model, frames)
+    watched = pipeline.watch(model, scene.made_up(3, 384), method=name)
     answer = pipeline.ask(model, watched, "What is it?", max_new_tokens=6)
     before, after = model.chat.encode("What is it?")
-    run = HOLITOM.run(model, pixels, Prompt(before, after), 6)
+    run = Ours(name, 15, watched.method).run(model, pixels, Prompt(before, after), 6)
     assert run.ids[: len(answer.token_ids)] == answer.token_ids
     assert run.visual == answer.tokens.visual
-    assert run.tokens[-1] == answer.tokens.inside[-1][1] + answer.tokens.text
+    last = answer.tokens.inside[-1][1] if answer.tokens.inside else answer.tokens.visual + 1
+    assert run.tokens[-1] == last + answer.tokens.text
+    assert all(seen <= read for seen, read in zip(run.cached, run.tokens, strict=True))
+    assert (run.cached != run.tokens) == watched.method.prunes_cache
     stages = set(answer.timings.stages_ms) - {"preprocess", "probe", "decode"}
     assert stages == {"vision", "compress", "prefill", "sample"}
     assert stages < set(run.ms)
@@ -129,7 +132,7 @@ class Failing:
         self.seen.append((pixels, prompt))
         if len(self.seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return Run({"ttft": 1.0, "per token": 1.0}, (0,) * new_tokens, 1, (1,))
+        return Run({"ttft": 1.0, "per token": 1.0}, (0,) * new_tokens, 1, (1,), (1,))
 
 
 def test_no_two_rounds_are_alike_and_a_failure_ends_only_its_own(model: Model) -> None:
