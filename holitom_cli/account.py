@@ -28,6 +28,7 @@ from holitom_cli.types import (
 
 if TYPE_CHECKING:
     from holitom_cli.clock import Clock
+    from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
     from holitom_cli.model.prefill import Prefill
 
@@ -71,7 +72,7 @@ def answer(
         segments=_segments(frames, visual),
         timings=_timings(watched, clock, spoken),
         memory=_memory(model),
-        flops=_flops(model.info.shape, tokens, watched.method.needs_attention),
+        flops=_flops(model.info.shape, tokens, watched.method),
         model=replace(model.info, preprocessor_file=model.preprocessor.file),
         frames=frames,
         visual=visual,
@@ -134,7 +135,7 @@ def _segments(frames: Frames, visual: VisualTokens) -> tuple[Segment, ...]:
     )
 
 
-def _flops(shape: ModelShape, tokens: TokenCounts, attention: bool) -> Flops:
+def _flops(shape: ModelShape, tokens: TokenCounts, method: Method) -> Flops:
     visual = _by_layer(shape.layers, tokens.visual, tokens.inside)
     everything = _by_layer(shape.layers, tokens.visual + 1, tokens.inside)
     original = tokens.original
@@ -142,7 +143,7 @@ def _flops(shape: ModelShape, tokens: TokenCounts, attention: bool) -> Flops:
         paper=flops.paper_prefill(shape, visual),
         paper_full=flops.paper_prefill(shape, [original] * shape.layers),
         true=flops.true_prefill(shape, [count + tokens.text for count in everything])
-        + flops.true_vision(shape, tokens.frames, attention),
+        + flops.true_vision(shape, tokens.frames, method.needs_attention, method.needs_keys),
         true_full=flops.true_prefill(shape, [original + 1 + tokens.text] * shape.layers)
         + flops.true_vision(shape, tokens.frames, attention=False),
     )

@@ -35,8 +35,8 @@ def true_prefill(shape: ModelShape, tokens: Sequence[int]) -> float:
     return float(layers + 2 * d * shape.vocab)
 
 
-def true_vision(shape: ModelShape, frames: int, attention: bool) -> float:
-    """Tower and projector FLOPs; `attention` adds what attention received costs in the last layer.
+def true_vision(shape: ModelShape, frames: int, attention: bool, keys: bool = False) -> float:
+    """Tower and projector FLOPs; `attention` adds what attention received costs in the last layer, `keys` its keys.
 
     The pool is left out: a few operations for each value that leaves it.
     """
@@ -44,4 +44,5 @@ def true_vision(shape: ModelShape, frames: int, attention: bool) -> float:
     layer = 2 * t * (4 * c**2 + 2 * c * shape.vision_intermediate) + 4 * t**2 * c
     projector = 2 * t * c * d + 2 * t * d**2
     received = 4 * t * c**2 + 2 * t**2 * c if attention else 0
+    received += 2 * t * c**2 if keys else 0
     return float(frames * (2 * t * shape.patch_pixels * c + shape.vision_layers * layer + projector + received))

@@ -85,12 +85,13 @@ def test_prefill_is_what_torch_counts(eager: Model, tokens: int) -> None:
     assert flops.true_prefill(shape, [tokens] * shape.layers) == counter.get_total_flops() - masked
 
 
+@pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
-def test_vision_is_what_torch_counts(eager: Model, attention: bool) -> None:
+def test_vision_is_what_torch_counts(eager: Model, attention: bool, keys: bool) -> None:
     shape, frames = eager.info.shape, 3
     with FlopCounterMode(display=False) as counter:
-        vision.encode(eager, torch.randn(frames, 3, 384, 384), attention=attention)
-    assert flops.true_vision(shape, frames, attention) == counter.get_total_flops()
+        vision.encode(eager, torch.randn(frames, 3, 384, 384), attention=attention, keys=keys)
+    assert flops.true_vision(shape, frames, attention, keys) == counter.get_total_flops()
 
 
 def test_true_figures_at_the_7b_shape() -> None:
