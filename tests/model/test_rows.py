@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holitom_cli.model.decode import RowDecoder, decode_one_token
+from holitom_cli.model.layers import join_language
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.types import LayerView, Reduction
 from tests.model.language import VOCAB, random_prompt, small_qwen2
@@ -115,3 +118,14 @@ def test_what_a_row_left_behind_spoils_nothing() -> None:
     decoder.leave(row)
     decoder.enter(prompt(12, {}))
     torch.testing.assert_close(decoder.step(tokens_of(12)[:1])[0], alone(12, {})[0], atol=1e-4, rtol=0)
+
+
+def test_joined_projections_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers as a loaded checkpoint has them."""
+    expected = {length: alone(length, MERGES["inside"]) for length in LENGTHS}
+    joined = copy.deepcopy(small_qwen2())
+    join_language(joined.model)
+    assert hasattr(joined.model.layers[0].mlp, "gate_up")
+    monkeypatch.setattr(sys.modules[__name__], "small_qwen2", lambda: joined)
+    for length, logits in together(MERGES["inside"], 3).items():
+        torch.testing.assert_close(logits, expected[length], atol=1e-4, rtol=0)
