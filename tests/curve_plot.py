@@ -113,11 +113,17 @@ def _marker(x: float, y: float, number: int) -> str:
     return f'<path transform="translate({x} {y})" d="M{corners[number]}" fill="{COLOURS[number]}"/>'
 
 
+def _width(name: str) -> float:
+    """About what an entry of the legend takes, in pixels."""
+    return 22 + 8.5 * len(name)
+
+
 def _legend(names: Sequence[str]) -> Iterator[str]:
-    y, step = HEIGHT - 20, (WIDTH - LEFT - RIGHT) / (len(names) + 1)
+    y, x = HEIGHT - 20.0, float(LEFT)
+    spare = WIDTH - LEFT - RIGHT - sum(map(_width, (*names, "full")))
     for number, name in enumerate(names):
-        yield _marker(LEFT + number * step, y - 5, number)
-        yield _text(LEFT + number * step + 14, y, name, "start")
-    x = LEFT + len(names) * step
+        yield _marker(x, y - 5, number)
+        yield _text(x + 14, y, name, "start")
+        x += _width(name) + spare / len(names)
     yield f'<path class="full" d="M{x - 8:.1f} {y - 5}h20"/>'
     yield _text(x + 18, y, "full", "start")

@@ -39,7 +39,8 @@ bfloat16.
 ```
 
 - {minutes:.0f} minutes on {device}
-- {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of the language model on clips of {frames} frames
+- {tower_steps:,} steps of the tower on single frames, then {clip_steps:,} of the language model on clips of {frames}
+  frames
 - every clip was drawn for its step and seen once; no data set of anyone else was used
 - every visual token was kept: the model has never seen compressed ones
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 
@@ -67,12 +66,12 @@ def model(tiny_checkpoint: object) -> Model:
     return load_model(str(tiny_checkpoint), device="cpu", dtype="float32")
 
 
-@pytest.fixture
-def eager(model: Model) -> Iterator[Model]:
-    """torch counts matrix products, not the CPU's fused attention."""
-    model.network.set_attn_implementation("eager")
-    yield model
-    model.network.set_attn_implementation("sdpa")
+@pytest.fixture(scope="module")
+def eager(tiny_checkpoint: object) -> Model:
+    """The library's own layers in plain products, which torch counts, as it does not the CPU's fused attention."""
+    spread = load_model(str(tiny_checkpoint), device_map={"": "cpu"}, dtype="float32")
+    spread.network.set_attn_implementation("eager")
+    return spread
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 150])

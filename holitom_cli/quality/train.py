@@ -37,7 +37,8 @@ _WARMUP_STEPS, _LOG_STEPS, _TEST_STEPS, _SAVE_SECONDS = 200, 50, 500, 120.0
 _EVENTS_AFTER = 3  # layers of the language model, of 7, after which visual tokens know what has happened to them
 _HINT_AFTER = 4  # layers after which answers are first looked for: those that the merge inside leaves whole
 _SALIENCY, _EVENTS, _HINT = 0.1, 0.3, 0.3  # weights of losses beside the main ones
-_SHARED, _SHRINK, _SIZE = 16, 0.4, 0.1  # directions that backgrounds differ in, what is left of them, and of all
+_SHARED, _SHRINK, _SIZE = 16, 0.4, 0.1  # directions that places differ in, what is left of what is shared, and of all
+_SETTLING_CLIPS = 64  # to learn from what tokens share
 _LEAST_PACE = 0.04  # of the positions a token takes, when they are stretched
 
 
@@ -168,18 +169,22 @@ def waves(side: int, width: int) -> Tensor:
     return torch.cat((line.repeat_interleave(side, 0), line.repeat(side, 1)), 1)
 
 
-def settle(projector: Any, background: Tensor) -> None:
-    """Make what visual tokens of backgrounds share small beside what things add, and all of them as small as words.
+def settle(projector: Any, background: Tensor, things: Tensor) -> None:
+    """Make what visual tokens share small beside what tells them apart, and all of them as small as words.
 
-    The tower learns places so well that most of a token says where it is: a cell then resembles itself whether or not
-    a thing is there. Linear and done once, this takes nothing away that the language model could not find again.
+    The tower learns places so well that most of a token says where it is, and much of a thing's that there is one: a
+    cell would resemble itself whether or not a thing is there, and a thing itself after its colour has changed. Linear
+    and done once, this takes nothing away that the language model could not find again.
 
     Args:
         projector: its last layer is changed.
         background: (n, D) visual tokens of cells without things.
+        things: (m, D) those with.
     """
     middle = background.mean(0)
-    directions = torch.pca_lowrank(background, _SHARED)[2]  # (D, _SHARED), about the mean
+    places = torch.pca_lowrank(background, _SHARED)[2]  # (D, _SHARED), about the mean
+    shared = torch.cat((places, (things.mean(0) - middle)[:, None]), 1)
+    directions = torch.linalg.qr(shared).Q
     shrink = torch.eye(len(middle), device=middle.device) - (1 - _SHRINK) * directions @ directions.T
     last = projector.linear_2
     last.weight.data = _SIZE * shrink @ last.weight
@@ -321,10 +326,11 @@ class Trainer:
         """Once between the stages."""
         if self.settled:
             return
-        plan = self.writer.batch(list(range(_CLIPS_FROM - self.recipe.clips, _CLIPS_FROM))).sketch.to(self.device)
+        plan = self.writer.batch(list(range(_CLIPS_FROM - _SETTLING_CLIPS, _CLIPS_FROM))).sketch.to(self.device)
         plan = plan.only(self._some_frames(plan))
         tokens = tokens_of(self.network, tower_states(self.network, pixels_of(plan).flatten(0, 1))[0])
-        settle(self.network.model.multi_modal_projector, tokens[owners(plan, self.grid).flatten(0, 1) < 0])
+        there = owners(plan, self.grid).flatten(0, 1) >= 0
+        settle(self.network.model.multi_modal_projector, tokens[~there], tokens[there])
         self.settled = True
 
     def _some_frames(self, plan: Sketch) -> Tensor:

@@ -262,23 +262,26 @@ def test_log_attention_is_what_compression_will_see(trainer: Trainer, pixels: Te
         assert (got - attention_received(layers[0], entering)).abs().max() > 1e-4  # control
 
 
-def test_settling_takes_from_backgrounds_what_they_share() -> None:
-    """Against the same done to the tokens themselves, and undone again: nothing is lost."""
+def test_settling_takes_from_tokens_what_they_share() -> None:
+    """Backgrounds lie in a few directions; things add one that they share and others that tell them apart."""
     torch.manual_seed(3)
     projector = torch.nn.Module()
-    projector.linear_2 = torch.nn.Linear(24, 64)
-    basis, middle = torch.randn(train._SHARED, 24), torch.randn(24)
-    background = torch.randn(500, train._SHARED) @ basis + middle
-    things = background[:20] + torch.randn(20, 24)
+    projector.linear_2 = torch.nn.Linear(40, 64)
+    basis, middle, common = torch.randn(train._SHARED, 40), torch.randn(40), 2 * torch.randn(40)
+    ground = torch.randn(500, train._SHARED) @ basis + middle
+    own = torch.randn(300, 40)
+    things = ground[:300] + common + own - own.mean(0)
     with torch.no_grad():
-        before, apart = projector.linear_2(background), projector.linear_2(things)
-        settle(projector, before)
-        after, moved = projector.linear_2(background), projector.linear_2(things)
-    middle = before.mean(0)
-    assert (after.mean(0) - train._SIZE * train._SHRINK * middle).abs().max() < 1e-4
-    assert (after - train._SIZE * train._SHRINK * before).abs().max() < 1e-4  # every background, as it lies in the span
+        before, apart = projector.linear_2(ground), projector.linear_2(things)
+        settle(projector, before, apart)
+        after, moved = projector.linear_2(ground), projector.linear_2(things)
+    assert (after - train._SIZE * train._SHRINK * before).abs().max() < 1e-4  # they lie in what is shared
+    gap = train._SIZE * train._SHRINK * (apart.mean(0) - before.mean(0))
+    assert (moved.mean(0) - after.mean(0) - gap).abs().max() < 1e-4  # so does what all things have in common
     alike = torch.nn.functional.cosine_similarity
-    assert alike(moved, after[:20]).mean() < alike(apart, before[:20]).mean() - 0.02  # things stand out more
+    assert alike(moved, after[:300]).mean() < alike(apart, before[:300]).mean() - 0.02  # a thing stands out more
+    other = moved.roll(1, 0), apart.roll(1, 0)
+    assert alike(moved, other[0]).mean() < alike(apart, other[1]).mean() - 0.02  # and is less like another one
     assert torch.linalg.matrix_rank(moved - moved[0]) == torch.linalg.matrix_rank(apart - apart[0])
 
 

@@ -119,7 +119,10 @@ def parent(value: Json, path: tuple[str | int, ...]) -> Any:
     return inner
 
 
-LATER = {("sampling", name) for name in ("mode", "settings", "moved_s", "cached")} | {("video", "mirrored"), ("video", "hdr")}
+LATER = {
+    *(("sampling", name) for name in ("mode", "settings", "moved_s", "cached")),
+    *(("video", name) for name in ("mirrored", "hdr")),
+}
 
 
 def documents() -> list[Json]:
