@@ -43,6 +43,13 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
     return Ceilings(2 * side**3 / product, 2 * copied / copy)
 
 
+def better(one: Ceilings, other: Ceilings) -> Ceilings:
+    """The higher of each."""
+    return Ceilings(
+        max(one.flops_per_second, other.flops_per_second), max(one.bytes_per_second, other.bytes_per_second)
+    )
+
+
 def _best_seconds(device: torch.device, run: Callable[[], object]) -> float:
     """The shortest of a few tries, each of several runs that follow one another at once; the first only warms up."""
     tries = []

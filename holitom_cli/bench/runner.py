@@ -83,7 +83,7 @@ def _answer(model: Model, timed: Timed, pixels: Tensor, prompt: Prompt, new_toke
         with torch.inference_mode(), memory_advice(model.info.device_name, f"for {timed.rival.label}", _SMALLER):
             run = timed.rival.run(model, pixels, prompt, new_tokens)
     except HolitomError as error:
-        timed.error = error
+        timed.error = type(error)(error.message, error.hint)  # without its traceback, which holds tensors
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
     else:

@@ -181,19 +181,20 @@ def _measure(
     """One model with every number of frames."""
     from holitom_cli.bench import ceilings, runner
 
+    rivals = runner.line_up(ours, against)
     best = ceilings.measure(model.device, model.dtype)
-    rows: list[dict[str, Any]] = []
-    compared: dict[str, Any] | None = None
-    for count in counts:
-        frames = _frames(model, clip, count, plan.seed)
-        rivals = runner.line_up(ours, against)
+    clips = [_frames(model, clip, count, plan.seed) for count in counts]
+    timed = []
+    for frames in clips:
         with _told(talk, model, len(frames), len(rivals) * (plan.repeats + plan.warmup)) as step:
-            timed = runner.rounds(model, rivals, frames, plan, step)
-        found = [runner.row(model, one, frames, plan, best) for one in timed]
+            timed.append(runner.rounds(model, rivals, frames, plan, step))
+    best = ceilings.better(best, ceilings.measure(model.device, model.dtype))  # other programs may have been at work
+    rows = []
+    for frames, results in zip(clips, timed, strict=True):
+        found = [runner.row(model, one, frames, plan, best) for one in results]
         runner.compare(found)
         rows += found
-        if count == min(counts) and "stock" in against:
-            compared = _compared(model, ours, frames, plan, talk)
+    compared = _compared(model, ours, min(clips, key=len), plan, talk) if "stock" in against else None
     return Measured(model.info, asdict(best), compared, rows)
 
 

@@ -17,15 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, in this order
+
 
 class Joined(nn.Module):
     """Several linear layers of one input as one."""
 
     def __init__(self, *layers: nn.Linear) -> None:
         super().__init__()
-        self.weight = torch.cat([layer.weight.data for layer in layers])
+        self.weight = _one([layer.weight.data for layer in layers])
         biases = [layer.bias.data for layer in layers if getattr(layer, "bias", None) is not None]
-        self.bias = torch.cat(biases) if biases else None
+        self.bias = _one(biases) if biases else None
         rows = 0
         for layer in layers:
             part = slice(rows, rows + layer.out_features)
@@ -37,6 +39,16 @@ class Joined(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., sum of the layers' outputs)."""
         return F.linear(states, self.weight, self.bias)
+
+
+def _one(parts: list[Tensor]) -> Tensor:
+    """Several tensors as one: no copy where they lie behind one another already, as they are loaded."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(parts)
+        end += part.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
 
 
 def join_tower(tower: Any) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holitom_cli.model.layers import TOGETHER
+
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -40,8 +42,8 @@ def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
 def reading(files: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Future[Tensor]]]:
     """Read all tensors of safetensors files to a device while the caller does something else.
 
-    Gives a tensor to come for each name, in the names of a network. What is not read yet when the caller ends, or
-    fails, is not read at all.
+    Gives a tensor to come for each name, in the names of a network. Projections of one input lie behind one another in
+    one tensor, where `layers` wants them. What is not read yet when the caller ends, or fails, is not read at all.
 
     Raises:
         SafetensorError: a file is damaged.
@@ -50,20 +52,34 @@ def reading(files: Iterable[Path], device: torch.device, dtype: torch.dtype) -> 
 
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        coming: dict[str, Future[Tensor]] = {}
-        for path in files:
-            file: Any = safe_open(path, framework="pt")
-            for name in file.keys():  # noqa: SIM118  # it is no dictionary
-                coming[network_name(name)] = pool.submit(_read, file, name, device, dtype)
-        yield coming
+        opened: list[Any] = [safe_open(path, framework="pt") for path in files]
+        stored = {network_name(name): (file, name) for file in opened for name in file.keys()}  # noqa: SIM118  # no dictionary
+        shapes = {name: tuple(file.get_slice(at).get_shape()) for name, (file, at) in stored.items()}
+        places = _side_by_side(shapes, device, dtype)
+        yield {name: pool.submit(_read, *at, device, dtype, places.get(name)) for name, at in stored.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file: Any, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _read(file: Any, name: str, device: torch.device, dtype: torch.dtype, place: Tensor | None) -> Tensor:
     """One tensor; converted on the device, which is faster at it, after the copy."""
-    tensor: Tensor = file.get_tensor(name)  # views the file's own pages
-    return tensor.to(device).to(dtype)
+    tensor: Tensor = file.get_tensor(name).to(device)  # on a CPU these are still the file's own pages
+    return tensor.to(dtype) if place is None else place.copy_(tensor)
+
+
+def _side_by_side(shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Memory for tensors that are to lie behind one another, by name."""
+    places: dict[str, Tensor] = {}
+    for name in shapes:
+        for group in TOGETHER:
+            names = [name.replace(f".{group[0]}.", f".{member}.") for member in group]
+            if f".{group[0]}." not in name or len({shapes.get(other, ())[1:] for other in names}) != 1:
+                continue
+            if all(other in shapes for other in names):
+                rows = [shapes[other][0] for other in names]
+                whole = torch.empty((sum(rows), *shapes[name][1:]), dtype=dtype, device=device)
+                places |= zip(names, whole.split(rows), strict=True)
+    return places
 
 
 def network_name(stored: str) -> str:

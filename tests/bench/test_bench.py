@@ -143,6 +143,7 @@ def test_no_two_rounds_are_alike_and_a_failure_ends_only_its_own(model: Model) -
     first, second = runner.rounds(model, [failing, other], frames, PLAN, lambda: steps.append(1))
     assert isinstance(first.error, DeviceError)
     assert "for failing" in first.error.message
+    assert first.error.__traceback__ is first.error.__cause__ is None  # these would hold its tensors
     assert len(first.runs) == 1
     assert len(failing.seen) == 2
     assert len(second.runs) == 3
@@ -248,6 +249,7 @@ def test_ceilings_are_measured_and_make_floors() -> None:
     best = ceilings.measure(torch.device("cpu"), torch.float32)
     assert best.flops_per_second > 1e8
     assert best.bytes_per_second > 1e7
+    assert ceilings.better(Ceilings(2, 3), Ceilings(1, 4)) == Ceilings(2, 4)
     assert Ceilings(2e12, 1e12).floor_ms(Work(4e9, 1e9)) == pytest.approx(2.0)
     assert Ceilings(2e12, 1e12).floor_ms(Work(4e9, 9e9)) == pytest.approx(9.0)
 

@@ -32,7 +32,7 @@ def test_the_file_depends_on_nobodys_terminal_or_settings(monkeypatch: pytest.Mo
     assert make_cli_docs.text() == before
 
 
-@pytest.mark.parametrize("command", ["ask", "batch", "eval", "methods", "doctor", "pull"])
+@pytest.mark.parametrize("command", ["ask", "batch", "eval", "bench", "methods", "doctor", "pull"])
 def test_the_file_names_the_options_that_help_shows(invoke: Invoke, command: str) -> None:
     (section,) = re.findall(rf"^## holitom {command}\n(.*?)(?=^## |\Z)", make_cli_docs.text(), re.DOTALL | re.MULTILINE)
     named = set(OPTION.findall("\n".join(line.split("|")[1] for line in section.splitlines() if "| `" in line)))

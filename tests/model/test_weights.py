@@ -85,3 +85,35 @@ def test_a_loaded_model_holds_no_weight_twice(tiny_checkpoint: Path) -> None:
     twice = load_file(tiny_checkpoint / "model.safetensors")  # control
     assert floats() - before > 1.5 * own
     assert twice
+
+
+def test_projections_are_read_to_where_they_are_joined(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    cat = torch.cat
+
+    def counted(parts: Any, *more: Any) -> Tensor:
+        copies.append(len(parts))
+        return cat(parts, *more)
+
+    monkeypatch.setattr(torch, "cat", counted)
+    model = load_model(tiny_checkpoint, device="cpu", dtype="float32")
+    assert copies == []
+    attention, mlp = model.language_model.layers[0].self_attn, model.language_model.layers[0].mlp
+    tower = model.vision_tower.encoder.layers[1].self_attn
+    for joined, parts in (
+        (attention.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (mlp.gate_up, (mlp.gate_proj, mlp.up_proj)),
+        (tower.qkv, (tower.q_proj, tower.k_proj, tower.v_proj)),
+    ):
+        assert torch.equal(joined.weight, cat([part.weight for part in parts]))
+        assert joined.weight.data_ptr() == parts[0].weight.data_ptr()
+    assert torch.equal(
+        attention.qkv.bias, cat([part.bias for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    )
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    name = next(name for name in stored if name.endswith("language_model.model.layers.0.self_attn.k_proj.weight"))
+    assert torch.equal(attention.k_proj.weight, stored[name])
+    monkeypatch.setattr(weights, "TOGETHER", ())
+    apart = load_model(tiny_checkpoint, device="cpu", dtype="float32")  # control
+    assert copies.count(3) >= 2
+    assert torch.equal(apart.language_model.layers[0].self_attn.qkv.weight, attention.qkv.weight)
