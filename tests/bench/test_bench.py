@@ -143,7 +143,7 @@ def test_no_two_rounds_are_alike_and_a_failure_ends_only_its_own(model: Model) -
     first, second = runner.rounds(model, [failing, other], frames, PLAN, lambda: steps.append(1))
     assert isinstance(first.error, DeviceError)
     assert "for failing" in first.error.message
-    assert first.error.__traceback__ is first.error.__cause__ is None  # these would hold its tensors
+    assert (first.error.__traceback__, first.error.__cause__) == (None, None)  # these would hold its tensors
     assert len(first.runs) == 1
     assert len(failing.seen) == 2
     assert len(second.runs) == 3
