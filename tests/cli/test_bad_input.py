@@ -20,7 +20,7 @@ MODEL = FAST[:4]
         (["--num-frames", "many"], 2, "'--num-frames'"),
         (["--num-frames", "100000", "--method", "full"], 2, "Use --num-frames 166 or fewer"),
         (["--decode-timeout", "0"], 2, "'--decode-timeout'"),
-        (["--method", "nope"], 2, "There is no method 'nope'. hint: Choose one of: dycoke, "),
+        (["--method", "nope"], 2, "There is no method 'nope'. hint: Choose one of: "),
         (["--preset", "99"], 2, "Method 'holitom' has no preset '99'. hint: Its presets: 25, 20, 15, 10."),
         (["--set", "colour=1"], 2, "Method 'holitom' has no setting 'colour'."),
         (["--set", "tau"], 2, "--set 'tau' is not KEY=VALUE. hint: As in: --set tau=0.8"),
