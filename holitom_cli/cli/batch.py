@@ -211,7 +211,6 @@ def _crew(
         "output": str(output) if output else None,
         "retry_failed": how.retry_failed,
         "force": how.force,
-        "threads": 1 if source.kind == "demo" else None,
     }
     shared = replace(plan, processes=len(devices), readers=reader_count(len(devices)))
     crew = Crew(jobs, devices, shared, (source.id, source.revision, dtype), setting, error_row)

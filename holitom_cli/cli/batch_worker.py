@@ -53,15 +53,13 @@ def _run(document: dict[str, Any]) -> Run:
     from holitom_cli.batch.crew import plan_from
     from holitom_cli.batch.ledger import Ledger
     from holitom_cli.batch.runner import Run
+    from holitom_cli.cli.session import spare_threads
     from holitom_cli.model import loading
     from holitom_cli.model.hub import locate
 
     checkpoint = loading.read_checkpoint(locate(document["model"], document["revision"]))
-    if document["threads"]:
-        import torch
-
-        torch.set_num_threads(document["threads"])
     model = loading.load(checkpoint, document["device"], document["dtype"])
+    spare_threads(model)
     output = Path(document["output"]) if document["output"] else None
     ledger = Ledger(output, retry_failed=document["retry_failed"], force=document["force"])
     return Run(model, [], plan_from(document["plan"]), ledger)

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from holitom_cli.quality.items import Item
 
 
-_SMALL = 50_000_000  # parameters
-
-
 class BuiltIn(StrEnum):
     """Question sets that come with the program."""
 
@@ -141,7 +138,6 @@ def evaluate(
         plan = replace(plan, variants=fitting)
         room.check(checkpoint, items, plan)
         loaded = session.load(model, checkpoint, talk)
-        _spare_threads(loaded)
         outcomes = _ask_all(loaded, items, plan, finished, add, talk)
     # 3. The figures.
     results = room.results(outcomes, plan, seed)
@@ -171,14 +167,6 @@ def _items(
 
 def _rows(output: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     return appending(output) if output else nullcontext(lambda _: None)
-
-
-def _spare_threads(model: Model) -> None:
-    """Let a small model on a CPU compute in one thread: several wait for each other where cores are busy."""
-    import torch
-
-    if model.device.type == "cpu" and model.info.parameters < _SMALL:
-        torch.set_num_threads(1)
 
 
 def _ask_all(

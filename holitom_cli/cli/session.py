@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
 
 _LOOK_SECONDS = 0.2
+_SMALL = 50_000_000  # parameters
 _EXAMPLE = 'As in: -q "What happens?"'
 
 
@@ -47,15 +48,21 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
 
 def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
     """Read the weights."""
-    import torch
-
     from holitom_cli.model import loading
 
-    if checkpoint.source.kind == "demo":  # so small that threads gain little; where cores are busy they wait for long
-        torch.set_num_threads(1)
     with talk.busy(f"Loading {checkpoint.source.id}"):
         spread = "auto" if options.device_map else None
-        return loading.load(checkpoint, options.device, options.dtype, spread)
+        model = loading.load(checkpoint, options.device, options.dtype, spread)
+    spare_threads(model)
+    return model
+
+
+def spare_threads(model: Model) -> None:
+    """Let a small model on a CPU compute in one thread: several gain little, and wait for long where cores are busy."""
+    import torch
+
+    if model.device.type == "cpu" and model.info.parameters < _SMALL:
+        torch.set_num_threads(1)
 
 
 def frames(file: str, options: VideoOptions, talk: Talk) -> Frames:

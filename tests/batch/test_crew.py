@@ -30,7 +30,7 @@ from tests.program import Invoke
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 PLAN = Plan(methods.get("holitom"), Generation(max_new_tokens=3), Sampling(2), readers=1)
-SETTING = {"output": None, "retry_failed": False, "force": False, "threads": 1}
+SETTING = {"output": None, "retry_failed": False, "force": False}
 MODEL = (str(RANDOM), None, "float32")
 
 

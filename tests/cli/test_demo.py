@@ -109,18 +109,17 @@ def test_a_damaged_installation_is_told(invoke: Invoke, tmp_path: Path, monkeypa
     invoke("demo").sentence(2, "questions.jsonl cannot be read")
 
 
-def test_the_small_model_takes_one_thread_and_leaves_others_theirs(invoke: Invoke, demo_clip: Path) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        assert invoke("ask", demo_clip, "What?", *FAST).code == 0
-        assert torch.get_num_threads() == 2
-        assert invoke("demo", "--device", "cpu").code == 0
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+def test_a_small_model_takes_one_thread_and_leaves_others_theirs(
+    invoke: Invoke, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    assert invoke("ask", demo_clip, "What?", *FAST).code == 0
+    assert invoke("demo", "--device", "cpu").code == 0
+    assert asked == [1, 1]
+    monkeypatch.setattr("holitom_cli.cli.session._SMALL", 1)  # as if it were a large one
+    assert invoke("ask", demo_clip, "What?", *FAST).code == 0
+    assert asked == [1, 1]
 
 
 def test_what_is_wrong_is_said_beside_what_is_right(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

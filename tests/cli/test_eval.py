@@ -211,17 +211,6 @@ def test_the_built_in_set_is_scored_as_the_user_wants(invoke: Invoke, tmp_path: 
     assert sum(choice["probability"] for choice in row["choices"]) == pytest.approx(1)
 
 
-def test_a_small_model_leaves_the_other_cores_alone(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr("torch.set_num_threads", asked.append)
-    once = (*SET[:-1], "1", "--methods", "full")
-    assert invoke(*once).code == 0
-    assert asked == [1]
-    monkeypatch.setattr("holitom_cli.cli.eval._SMALL", 1)  # as if it were a large one
-    assert invoke(*once).code == 0
-    assert asked == [1]
-
-
 def test_questions_come_from_one_place(invoke: Invoke, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invoke("eval", questions, *SET[1:]).sentence(2, "Questions come from a file or from --set, not from both.")
     invoke("eval", *SMALL).sentence(2, "There are no questions.")
