@@ -111,7 +111,7 @@ def bench(
     """
     from holitom_cli.account import versions
     from holitom_cli.bench.runner import Plan
-    from holitom_cli.quality.evaluate import variants
+    from holitom_cli.methods.tools.variants import variants
 
     talk = Talk(quiet=quiet)
     rivals = _rivals(against)
@@ -163,7 +163,7 @@ def _load(options: ModelOptions, talk: Talk) -> Model:
 def _fitting(model: Model, asked: Sequence[Any]) -> list[Ours]:
     """Methods that the model is deep enough for."""
     from holitom_cli.bench.rivals import Ours
-    from holitom_cli.quality.evaluate import reachable
+    from holitom_cli.methods.tools.variants import reachable
 
     fitting, _ = reachable(asked, model.checkpoint.depth)
     return [Ours(variant.label, variant.budget, variant.method) for variant in fitting]

@@ -28,8 +28,8 @@ from holitom_cli.report.text import budget
 from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
+    from holitom_cli.methods.tools.variants import Variant
     from holitom_cli.model.loading import Model
-    from holitom_cli.quality.evaluate import Variant
     from holitom_cli.types import Answer, Seen
 
 _WARM_UP_TOKENS = 2
@@ -83,19 +83,19 @@ def compare(
 
     warm_up()
     from holitom_cli import pipeline
-    from holitom_cli.quality import evaluate
+    from holitom_cli.methods.tools.variants import reachable, variants
 
     pipeline.check_generation(Generation(**asdict(answer)))
-    wanted = evaluate.variants(methods, budgets, answer.seed)
+    wanted = variants(methods, budgets, answer.seed)
     info = probe(file, timeout_seconds=video.decode_timeout)
-    checkpoint = session.find_checkpoint(model, evaluate.variants("full", "100", 0)[0].method, talk)
-    variants, left_out = evaluate.reachable(wanted, checkpoint.depth)
+    checkpoint = session.find_checkpoint(model, variants("full", "100", 0)[0].method, talk)
+    fitting, left_out = reachable(wanted, checkpoint.depth)
     for variant in left_out:
         talk.say(_left_out(variant))
-    for variant in variants:
+    for variant in fitting:
         session.check_room(checkpoint, variant.method, most_frames(wish, info), [asked], given)
     # 2. The model, and the frames behind the vision tower.
-    rivals = [variant.method for variant in variants]
+    rivals = [variant.method for variant in fitting]
     loaded, frames = session.load_and_read(model, checkpoint, rivals, file, wish, video.decode_timeout, talk)
     with talk.busy("Watching"):
         attention, keys = (any(getattr(rival, need) for rival in rivals) for need in ("needs_attention", "needs_keys"))
@@ -103,11 +103,11 @@ def compare(
     # 3. The answers.
     with talk.busy("Warming up, so that all are timed alike"):
         brief = replace(answer, max_new_tokens=_WARM_UP_TOKENS)
-        variants = [variant for variant in variants if _fits(loaded, seen, variant, asked, given, brief, talk)]
-    with talk.busy(f"Answering with {len(variants)} methods and budgets"):
-        answers = [_answer(loaded, seen, variant, asked, given, answer) for variant in variants]
+        fitting = [variant for variant in fitting if _fits(loaded, seen, variant, asked, given, brief, talk)]
+    with talk.busy(f"Answering with {len(fitting)} methods and budgets"):
+        answers = [_answer(loaded, seen, variant, asked, given, answer) for variant in fitting]
     # 4. The report.
-    rows = [Compared(variant.label, variant.budget, said) for variant, said in zip(variants, answers, strict=True)]
+    rows = [Compared(variant.label, variant.budget, said) for variant, said in zip(fitting, answers, strict=True)]
     if json:
         write_json(comparison(answers, [row.budget for row in rows], full_of(rows)))
     elif csv:

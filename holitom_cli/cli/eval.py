@@ -122,17 +122,18 @@ def evaluate(
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight.
     from holitom_cli.batch import manifest
+    from holitom_cli.methods.tools.variants import reachable, variants
     from holitom_cli.quality import evaluate as room
 
-    variants = room.variants(methods, budgets, seed)
+    asked = variants(methods, budgets, seed)
     items = _items(questions, built_in, seed, limit, context)
     how = scoring or (ScoringChoice.TEXT if built_in else ScoringChoice.LETTER)
-    plan = room.Plan(variants, how.value, video.num_frames, max_new_tokens, video.decode_timeout)
+    plan = room.Plan(asked, how.value, video.num_frames, max_new_tokens, video.decode_timeout)
     finished = manifest.finished_rows(output) if output else {}
     # 2. The answers, clip by clip.
     with _rows(output) as add:
-        checkpoint = session.find_checkpoint(model, room.variants("full", "100", 0)[0].method, talk)
-        fitting, left_out = room.reachable(variants, checkpoint.depth)
+        checkpoint = session.find_checkpoint(model, variants("full", "100", 0)[0].method, talk)
+        fitting, left_out = reachable(asked, checkpoint.depth)
         for variant in left_out:
             talk.say(f"Left out: {variant.label} at {budget(variant.budget)}: it cannot keep so few.")
         plan = replace(plan, variants=fitting)

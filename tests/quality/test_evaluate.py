@@ -1,10 +1,10 @@
-"""Methods at budgets, the loop over clips, and the arithmetic behind the figures, against plain loops."""
+"""The loop over clips, and the arithmetic behind the figures, against plain loops."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,97 +14,16 @@ import pytest
 from holitom_cli import methods, pipeline
 from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.flops import paper_prefill
+from holitom_cli.methods.tools.variants import Variant, variants
 from holitom_cli.model import load_model, vision
 from holitom_cli.model.loading import Model
 from holitom_cli.quality import evaluate, scoring, statistics
 from holitom_cli.quality.clips import write_clip
-from holitom_cli.quality.evaluate import Outcome, Plan, Variant
+from holitom_cli.quality.evaluate import Outcome, Plan
 from holitom_cli.quality.items import FileClip, Item
 from holitom_cli.quality.shapes import shapes
 from holitom_cli.quality.statistics import Judged
 from tests.make_random_checkpoint import make_checkpoint
-
-# --- methods and budgets ---------------------------------------------------------------------
-
-
-def chosen(names: str, budgets: str = "25,15", seed: int = 0) -> list[tuple[str, float | str, dict[str, Any]]]:
-    return [
-        (variant.label, variant.budget, asdict(variant.method))  # type: ignore[call-overload]
-        for variant in evaluate.variants(names, budgets, seed)
-    ]
-
-
-def test_every_method_is_a_row_for_each_budget_but_full() -> None:
-    rows = chosen("full, holitom,random,holitom:inner_layer=off")
-    assert [(label, budget) for label, budget, _ in rows] == [
-        ("full", 100), ("holitom", 25), ("holitom", 15), ("random", 25), ("random", 15),
-        ("holitom:inner_layer=off", 25), ("holitom:inner_layer=off", 15),
-    ]  # fmt: skip
-    assert [settings.get("retain_ratio") for *_, settings in rows] == [None, 0.25, 0.15, 0.25, 0.15, 0.25, 0.15]
-    assert [settings["inner_layer"] for *_, settings in rows[5:]] == ["off", "off"]
-
-
-@pytest.mark.parametrize(
-    ("budget", "tau"), [("5", 0.65), ("10", 0.65), ("12.5", 0.65), ("15", 0.8), ("19", 0.8), ("50", 0.8), ("100", 0.8)]
-)
-def test_holitom_has_the_papers_tau_of_the_nearest_lower_budget(budget: str, tau: float) -> None:
-    ((_, percent, settings),) = chosen("holitom", budget)
-    assert (percent, settings["tau"], settings["retain_ratio"]) == (float(budget), tau, float(budget) / 100)
-    ((_, _, settings),) = chosen("holitom:tau=0.7", budget)
-    assert settings["tau"] == 0.7  # what is said beats the preset
-
-
-def test_a_share_of_its_own_is_its_budget() -> None:
-    assert [(budget, settings["retain_ratio"]) for _, budget, settings in chosen("uniform:retain-ratio=0.3")] == [
-        (30, 0.3)
-    ]
-
-
-def test_tokens_all_methods_and_two_composed() -> None:
-    assert [(budget, settings["retain_ratio"]) for _, budget, settings in chosen("uniform+inner", "15,940t")] == [
-        (15, 0.15), ("940t", "940t"),
-    ]  # fmt: skip
-    every = evaluate.variants("all", "15", 0)
-    assert [variant.label for variant in every] == list(methods.available())
-    assert all(variant.optional for variant in every)
-
-
-def test_what_cannot_keep_so_few_is_left_out_only_where_all_are_asked_for() -> None:
-    too_deep = Variant("holitom", 15, methods.get("holitom", inner_layer=9))
-    fitting = Variant("full", 100, methods.get("full"))
-    assert evaluate.reachable([replace(too_deep, optional=True), fitting], 6) == (
-        [fitting], [replace(too_deep, optional=True)],
-    )  # fmt: skip
-    assert evaluate.reachable([too_deep, fitting], 28) == ([too_deep, fitting], [])
-    with pytest.raises(UsageError, match="inner_layer is 9"):
-        evaluate.reachable([too_deep], 6)
-
-
-def test_the_seed_is_that_of_methods_that_draw_lots() -> None:
-    assert [settings["seed"] for *_, settings in chosen("random,random:seed=3", "10", seed=7)] == [7, 3]
-
-
-@pytest.mark.parametrize(
-    ("names", "budgets", "said"),
-    [
-        ("holytom", "15", "no method 'holytom'"),
-        ("", "15", "no method ''"),
-        ("holitom:tau", "15", "'tau' is not key=value"),
-        ("holitom:tow=1", "15", "no setting 'tow'"),
-        ("holitom:tau=x", "15", "not a number"),
-        ("full,full", "15", "twice"),
-        ("holitom", "15,15.0", "twice"),
-        ("full", "", "The budget '' is not a percentage"),
-        ("full", "0", "not a percentage"),
-        ("full", "101", "not a percentage"),
-        ("full", "nan", "not a percentage"),
-        ("full", "15%", "not a percentage"),
-    ],
-)
-def test_what_cannot_be_asked_for(names: str, budgets: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        evaluate.variants(names, budgets, 0)
-
 
 # --- figures ---------------------------------------------------------------------------------
 
@@ -244,7 +163,7 @@ def items(demo_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ite
     return [Item(FileClip(name, folder / name), *question) for question in questions for name in ("a.mp4", "b.mp4")]
 
 
-PLAN = Plan(evaluate.variants("full,holitom,random", "15", 3), "letter", num_frames=2, max_new_tokens=4)
+PLAN = Plan(variants("full,holitom,random", "15", 3), "letter", num_frames=2, max_new_tokens=4)
 
 
 def ask(model: Model, items: list[Item], plan: Plan = PLAN, finished: Mapping[str, Any] | None = None) -> list[Outcome]:
@@ -306,7 +225,7 @@ def test_a_clip_is_encoded_once_for_all(model: Model, items: list[Item], monkeyp
     ask(model, items)
     assert calls == [{"attention": True, "keys": False}] * 2
     calls.clear()
-    ask(model, items, replace(PLAN, variants=evaluate.variants("full,random", "15", 3)))
+    ask(model, items, replace(PLAN, variants=variants("full,random", "15", 3)))
     assert calls == [{"attention": False, "keys": False}] * 2
 
 
@@ -351,7 +270,7 @@ CHANGES = [
     {"num_frames": 3},
     {"max_new_tokens": 3},
     {"scoring": "words"},
-    {"variants": evaluate.variants("holitom:tau=0.7", "15", 3)},
+    {"variants": variants("holitom:tau=0.7", "15", 3)},
 ]
 
 
@@ -400,14 +319,14 @@ BUDGETS = "25,20,15,10,5"
 
 @pytest.mark.parametrize(("depth", "layer"), [(28, 18), (24, 15), (7, 4), (4, 3)])
 def test_the_merge_inside_has_its_place_in_a_model_of_any_depth(depth: int, layer: int) -> None:
-    merged = {tuple(variant.method.reductions(depth)) for variant in evaluate.variants("holitom", BUDGETS, 0)}
+    merged = {tuple(variant.method.reductions(depth)) for variant in variants("holitom", BUDGETS, 0)}
     assert merged == {(layer,)}
-    without = evaluate.variants("holitom:inner_layer=off", BUDGETS, 0)
+    without = variants("holitom:inner_layer=off", BUDGETS, 0)
     assert not any(variant.method.reductions(depth) for variant in without)
 
 
 def test_the_merge_inside_is_on_at_every_budget(model: Model) -> None:
-    plan = Plan(evaluate.variants("holitom,holitom:inner_layer=off", BUDGETS, 0), "text", 8, 2)
+    plan = Plan(variants("holitom,holitom:inner_layer=off", BUDGETS, 0), "text", 8, 2)
     results = evaluate.results(ask(model, shapes(limit=1), plan), plan, 0)
     merged, kept = results[:5], results[5:]
     for ours, off in zip(merged, kept, strict=True):
@@ -426,7 +345,7 @@ def test_a_set_and_its_files_are_asked_the_same(model: Model, tmp_path: Path) ->
     files = [replace(item, clip=FileClip(item.clip.name, tmp_path / item.clip.name)) for item in drawn]
     for clip in evaluate.by_clip(drawn):
         write_clip(tmp_path / clip.name, clip.world)  # type: ignore[attr-defined]
-    plan = Plan(evaluate.variants("full", "100", 0), "text", 4, 2)
+    plan = Plan(variants("full", "100", 0), "text", 4, 2)
     ours, theirs = ask(model, drawn, plan), ask(model, files, plan)
     assert not {outcome.key for outcome in ours} & {outcome.key for outcome in theirs}
     for one, other in zip(ours, theirs, strict=True):
@@ -473,9 +392,7 @@ def test_a_method_that_fails_costs_its_own_rows_only(model: Model, items: list[I
 def test_what_does_not_fit_the_checkpoint_is_refused_first(model: Model, items: list[Item]) -> None:
     evaluate.check(model.checkpoint, items, PLAN)
     with pytest.raises(UsageError, match="inner_layer is 40"):
-        evaluate.check(
-            model.checkpoint, items, replace(PLAN, variants=evaluate.variants("holitom:inner_layer=40", "15", 0))
-        )
+        evaluate.check(model.checkpoint, items, replace(PLAN, variants=variants("holitom:inner_layer=40", "15", 0)))
     with pytest.raises(UsageError, match="special meaning"):
         evaluate.check(model.checkpoint, [replace(items[0], question="<video>?")], PLAN)
     alike = replace(items[0], choices=("yes", "<|im_end|>"))
