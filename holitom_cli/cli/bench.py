@@ -30,6 +30,7 @@ from holitom_cli.report.benchmark import (
 if TYPE_CHECKING:
     from holitom_cli.bench.rivals import Ours
     from holitom_cli.bench.runner import Plan
+    from holitom_cli.methods.tools.variants import Variant
     from holitom_cli.model.loading import Model
     from holitom_cli.types import Frames
 
@@ -123,7 +124,7 @@ def bench(
     for name in names:
         options = ModelOptions(model=name, device=device, dtype=dtype, yes=yes)
         loaded = _load(options, talk)
-        measured.append(_measure(loaded, _fitting(loaded, asked), rivals, clip, counts, plan, talk))
+        measured.append(_measure(loaded, _ours(loaded, asked, talk), rivals, clip, counts, plan, talk))
         del loaded  # before the next one comes
         _show_one(measured[-1], output)
     choice = {"clip": clip, "against": rivals, "num_frames": counts, "methods": methods, "budgets": budgets}
@@ -160,12 +161,11 @@ def _load(options: ModelOptions, talk: Talk) -> Model:
     return session.load(options, checkpoint, talk)
 
 
-def _fitting(model: Model, asked: Sequence[Any]) -> list[Ours]:
-    """Methods that the model is deep enough for."""
+def _ours(model: Model, asked: Sequence[Variant], talk: Talk) -> list[Ours]:
+    """Methods that the model is deep enough for, as rivals."""
     from holitom_cli.bench.rivals import Ours
-    from holitom_cli.methods.tools.variants import reachable
 
-    fitting, _ = reachable(asked, model.checkpoint.depth)
+    fitting = session.fitting(asked, model.checkpoint.depth, talk)
     return [Ours(variant.label, variant.budget, variant.method) for variant in fitting]
 
 

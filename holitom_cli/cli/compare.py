@@ -24,7 +24,6 @@ from holitom_cli.cli.options import (
 from holitom_cli.errors import MethodError, UsageError
 from holitom_cli.report.comparison import Compared, comparison_rows, comparison_table, full_of
 from holitom_cli.report.record import comparison
-from holitom_cli.report.text import budget
 from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
@@ -83,15 +82,14 @@ def compare(
 
     warm_up()
     from holitom_cli import pipeline
-    from holitom_cli.methods.tools.variants import reachable, variants
+    from holitom_cli.methods import get
+    from holitom_cli.methods.tools.variants import variants
 
     pipeline.check_generation(Generation(**asdict(answer)))
     wanted = variants(methods, budgets, answer.seed)
     info = probe(file, timeout_seconds=video.decode_timeout)
-    checkpoint = session.find_checkpoint(model, variants("full", "100", 0)[0].method, talk)
-    fitting, left_out = reachable(wanted, checkpoint.depth)
-    for variant in left_out:
-        talk.say(_left_out(variant))
+    checkpoint = session.find_checkpoint(model, get("full"), talk)
+    fitting = session.fitting(wanted, checkpoint.depth, talk)
     for variant in fitting:
         session.check_room(checkpoint, variant.method, most_frames(wish, info), [asked], given)
     # 2. The model, and the frames behind the vision tower.
@@ -131,7 +129,7 @@ def _fits(
     except MethodError:
         if not variant.optional:
             raise
-        talk.say(_left_out(variant))
+        session.say_left_out(variant, talk)
         return False
     return True
 
@@ -146,10 +144,6 @@ def _answer(
     if choices:
         return pipeline.choose(model, watched, question, choices)
     return pipeline.ask(model, watched, question, **asdict(options))
-
-
-def _left_out(variant: Variant) -> str:
-    return f"Left out: {variant.label} at {budget(variant.budget)}: it cannot keep so few."
 
 
 def _separated(rows: Sequence[Compared]) -> str:

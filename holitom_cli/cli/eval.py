@@ -19,7 +19,6 @@ from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.evaluation import evaluation_document, evaluation_row, evaluation_tables
 from holitom_cli.report.record import error_record
 from holitom_cli.report.terminal import warning_line
-from holitom_cli.report.text import budget
 
 if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
@@ -122,7 +121,8 @@ def evaluate(
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight.
     from holitom_cli.batch import manifest
-    from holitom_cli.methods.tools.variants import reachable, variants
+    from holitom_cli.methods import get
+    from holitom_cli.methods.tools.variants import variants
     from holitom_cli.quality import evaluate as room
 
     asked = variants(methods, budgets, seed)
@@ -132,11 +132,8 @@ def evaluate(
     finished = manifest.finished_rows(output) if output else {}
     # 2. The answers, clip by clip.
     with _rows(output) as add:
-        checkpoint = session.find_checkpoint(model, variants("full", "100", 0)[0].method, talk)
-        fitting, left_out = reachable(asked, checkpoint.depth)
-        for variant in left_out:
-            talk.say(f"Left out: {variant.label} at {budget(variant.budget)}: it cannot keep so few.")
-        plan = replace(plan, variants=fitting)
+        checkpoint = session.find_checkpoint(model, get("full"), talk)
+        plan = replace(plan, variants=session.fitting(asked, checkpoint.depth, talk))
         room.check(checkpoint, items, plan)
         loaded = session.load(model, checkpoint, talk)
         outcomes = _ask_all(loaded, items, plan, finished, add, talk)

@@ -14,13 +14,14 @@ from holitom_cli.cli.console import Talk
 from holitom_cli.cli.options import CacheOptions, ModelOptions, VideoOptions
 from holitom_cli.errors import UsageError, reason
 from holitom_cli.report.terminal import warning_line
-from holitom_cli.report.text import size
+from holitom_cli.report.text import budget, size
 
 if TYPE_CHECKING:
     import torch
 
     from holitom_cli.cache import Cache
     from holitom_cli.methods import Method
+    from holitom_cli.methods.tools.variants import Variant
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
     from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
@@ -44,6 +45,25 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
     checkpoint = read_checkpoint(_source(options, device, talk))
     method.reductions(checkpoint.depth)
     return checkpoint
+
+
+def fitting(variants: Sequence[Variant], depth: int, talk: Talk) -> list[Variant]:
+    """Variants that a language model of `depth` layers can run; it is said which of `all` are left out.
+
+    Raises:
+        MethodError: one that was asked for by name does not fit.
+    """
+    from holitom_cli.methods.tools.variants import reachable
+
+    found, left_out = reachable(variants, depth)
+    for variant in left_out:
+        say_left_out(variant, talk)
+    return found
+
+
+def say_left_out(variant: Variant, talk: Talk) -> None:
+    """Tell of one that was asked for with all others, and cannot run."""
+    talk.say(f"Left out: {variant.label} at {budget(variant.budget)}: it cannot keep so few.")
 
 
 def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
@@ -115,10 +135,19 @@ def load_and_read(
 
 
 def subtitle_lines(file: str, source: str | None, options: VideoOptions) -> list[tuple[float, float, str]]:
-    """The clip's subtitles from where they were asked for; none where they were not."""
-    from holitom_cli.video import subtitles
+    """The clip's subtitles from where they were asked for; none where they were not.
 
-    return [] if source is None else subtitles(file, source, timeout_seconds=options.decode_timeout)
+    Raises:
+        VideoError: there are none.
+    """
+    from holitom_cli.video import no_subtitles, subtitles
+
+    if source is None:
+        return []
+    lines = subtitles(file, source, timeout_seconds=options.decode_timeout)
+    if not lines:
+        raise no_subtitles(file, source)
+    return lines
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from holitom_cli.bench import agreement, rivals
+from holitom_cli.methods import available
 from tests.make_random_checkpoint import RANDOM
 from tests.program import Invoke
 
@@ -48,6 +49,20 @@ def test_a_sweep_is_one_document(invoke: Invoke, demo_clip: Path) -> None:
         assert set(row["faster_than"]) == ({"full"} if row["rival"] != "full" else set())
         assert all(figures["median_ms"] >= 0 for figures in row["stages"].values())
     assert set(rows[0]["stages"]) == STAGES
+
+
+def test_all_leaves_out_what_cannot_keep_so_few(invoke: Invoke) -> None:
+    alone = ["--against", "none", "--budgets", "10", "-o", "jsonl"]
+    loud = [option for option in SMALL if option != "--quiet"]
+    done = invoke(*loud, "--methods", "all", *alone)
+    assert done.code == 0, done.err
+    rivals = {json.loads(line)["rival"] for line in done.out.splitlines()}
+    assert {"full", "holitom", "vidcom2", "random"} <= rivals
+    said = " ".join(done.err.split())
+    left_out = set(re.findall(r"Left out: (\S+) at 10%", said))
+    assert left_out == set(available()) - rivals >= {"dycoke", "pyramiddrop"}
+    named = invoke(*SMALL, "--methods", "holitom,dycoke", *alone)
+    named.sentence(2, "dycoke")  # control: what was asked for by name is not left out
 
 
 def test_every_format_holds_the_same_rows(invoke: Invoke) -> None:
