@@ -47,7 +47,8 @@ class Made:
 
 def plan_document(plan: Plan) -> Message:
     """A plan as JSON values."""
-    rest = {name: getattr(plan, name) for name in ("decode_timeout_seconds", "choices", "rows", "every_seconds")}
+    as_is = ("decode_timeout_seconds", "choices", "rows", "every_seconds", "time_instruction", "subtitles")
+    rest = {name: getattr(plan, name) for name in as_is}
     return {
         "method": [methods.name_of(plan.method), asdict(plan.method)],  # type: ignore[call-overload]
         "generation": asdict(plan.generation),
@@ -71,6 +72,7 @@ def plan_from(document: Message) -> Plan:
         cache=Cache(Path(document["cache"])) if document["cache"] else None,
         choices=tuple(document["choices"]),
         **{name: document[name] for name in ("decode_timeout_seconds", "timeout_seconds", "rows", "every_seconds")},
+        **{name: document[name] for name in ("time_instruction", "subtitles")},
         readers=document["readers"],
         processes=document["processes"],
     )
@@ -290,7 +292,7 @@ class Crew:
 
     def _keys(self, task: Open) -> Iterator[tuple[str, Asked]]:
         """The rows of a job that nobody has told of."""
-        settings = self._plan.settings(self._model, self._plan.sampling)
+        settings = self._plan.settings(self._model, task.job)
         identity = clip_identity(task.job.clip)
         for asked in task.job.asked:
             key = question_key(identity, asked.text, asked.settings(settings))

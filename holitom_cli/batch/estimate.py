@@ -88,7 +88,7 @@ def _add(
 ) -> None:
     identity, sampling = clip_identity(job.clip), plan.sampling_of(job)
     source = checkpoint.source
-    settings = plan.settings((source.id, source.revision, str(dtype).removeprefix("torch.")), sampling)
+    settings = plan.settings((source.id, source.revision, str(dtype).removeprefix("torch.")), job)
     states = [
         ledger.peek(question_key(identity, asked.text, asked.settings(settings)), job.clip) for asked in job.asked
     ]

@@ -32,6 +32,8 @@ class Fetched:
     frames: Frames | None = None
     known: tuple[Frames, VisualTokens] | None = None
     cache_key: str = ""
+    words: list[tuple[float, float, str]] = field(default_factory=list)  # subtitles: seconds from and to, text
+    note: str = ""  # what has to be said of them
     error: HolitomError | None = None
     parts: list[Job] = field(default_factory=list)
     seconds: float = 0.0  # that reading took

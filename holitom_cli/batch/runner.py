@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from holitom_cli import methods, pipeline
+from holitom_cli import methods, pipeline, video
 from holitom_cli.batch.ledger import Claim, Ledger
 from holitom_cli.batch.manifest import clip_identity, question_key, watched_key
 from holitom_cli.batch.questions import Asked, Job
@@ -45,16 +45,25 @@ class Plan:
     timeout_seconds: float | None = None  # that a clip may take, waiting for others not counted
     readers: int = field(default_factory=reader_count)
     processes: int = 1  # that share this machine's memory
+    time_instruction: bool = False  # tell the model when the frames are shown
+    subtitles: str | None = None  # tell it what is said: "auto" or a file
 
-    def settings(self, model: tuple[str, str | None, str], sampling: Sampling) -> dict[str, Any]:
+    def settings(self, model: tuple[str, str | None, str], job: Job) -> dict[str, Any]:
         """Everything besides clip and question that an answer depends on; of the model its id, revision and dtype."""
         return {
             "method": [methods.name_of(self.method), asdict(self.method)],  # type: ignore[call-overload]
             "generation": asdict(self.generation),
-            **_sampling_key(sampling),
+            **_sampling_key(self.sampling_of(job)),
             "model": model,
             **({"choices": self.choices} if self.choices else {}),
+            **({"time_instruction": True} if self.time_instruction else {}),
+            **({"subtitles": self._words_identity(job)} if self.subtitles else {}),
         }
+
+    def _words_identity(self, job: Job) -> str:
+        """The content of the file that the words come from; that of the clip is in the key already."""
+        file = video.subtitle_file(job.clip, self.subtitles or "")
+        return "in the clip" if file == job.clip else clip_identity(file)
 
     def sampling_of(self, job: Job) -> Sampling:
         """Which frames of a job's clip are looked at."""
@@ -166,14 +175,12 @@ class Run:
 
     def _cut(self, job: Job) -> list[Job]:
         """A job for each window of a clip."""
-        from holitom_cli.video import probe
-
-        length = probe(job.clip, timeout_seconds=self._decode_seconds()).duration_seconds
+        length = video.probe(job.clip, timeout_seconds=self._decode_seconds()).duration_seconds
         return [replace(job, window=window) for window in windows(length, self._plan.every_seconds or math.inf)]
 
     def _claim(self, fetched: Fetched) -> None:
         job, info = fetched.job, self._model.info
-        settings = self._plan.settings((info.id, info.revision, info.dtype), self._plan.sampling_of(job))
+        settings = self._plan.settings((info.id, info.revision, info.dtype), job)
         for asked in job.asked:
             key = question_key(job.identity or "", asked.text, asked.settings(settings))
             fetched.asked.append((key, asked, self._ledger.claim(key, job.clip)))
@@ -182,6 +189,7 @@ class Run:
         if not any(claim is Claim.OPEN for _, _, claim in fetched.asked):
             return
         model, plan, job = self._model, self._plan, fetched.job
+        self._read_words(fetched)
         sampling = plan.sampling_of(job)
         if plan.cache and not job.clip.is_dir():  # as in ask
             where = (model.info.dtype, model.device.type)
@@ -192,6 +200,18 @@ class Run:
         fetched.frames = pipeline.read(
             model.checkpoint, model.device, job.clip, sampling, [plan.method], timeout_seconds=self._decode_seconds()
         )
+
+    def _read_words(self, fetched: Fetched) -> None:
+        """The clip's subtitles. A batch goes on without, where they were only looked for, and says so."""
+        source = self._plan.subtitles
+        if source is None:
+            return
+        fetched.words = video.subtitles(fetched.job.clip, source, timeout_seconds=self._decode_seconds())
+        if not fetched.words:
+            none = video.no_subtitles(fetched.job.clip, source)
+            if source != "auto":
+                raise none
+            fetched.note = none.message
 
     def _decode_seconds(self) -> float | None:
         given = [seconds for seconds in (self._plan.decode_timeout_seconds, self._plan.timeout_seconds) if seconds]
@@ -225,7 +245,7 @@ class Run:
 
     def _watch(self, fetched: Fetched, opened: list[tuple[str, Asked]]) -> Iterator[Item]:
         try:
-            watched = self._watched(fetched)
+            watched = self._told(self._watched(fetched), fetched)
         except Exception as error:
             told = sentence(error)
             if isinstance(told, DeviceError) and self._speakers:
@@ -253,6 +273,14 @@ class Run:
             with self.watch.measure("keeping"):
                 self._keep(plan.cache, fetched.cache_key, watched)
         return watched
+
+    def _told(self, watched: Watched, fetched: Fetched) -> Watched:
+        """The same, with what is told before every question; the cache knows nothing of that."""
+        if fetched.note:
+            frames = replace(watched.frames, warnings=(*watched.frames.warnings, fetched.note))
+            watched = replace(watched, frames=frames)
+        timed = pipeline.tell_times(watched) if self._plan.time_instruction else watched
+        return pipeline.tell_subtitles(timed, fetched.words)
 
     def _keep(self, cache: Cache, key: str, watched: Watched) -> None:
         """Write what was seen of a clip to disk, beside the model's work; at most one clip waits for that."""

@@ -17,6 +17,7 @@ from holitom_cli.cli.options import (
     AnswerOptions,
     CacheOptions,
     Choices,
+    ContextOptions,
     MethodOptions,
     ModelOptions,
     PictureOptions,
@@ -38,8 +39,18 @@ if TYPE_CHECKING:
 _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
 
 
-@command(VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions, PictureOptions)
+@command(
+    ContextOptions,
+    VideoOptions,
+    SamplingOptions,
+    CacheOptions,
+    ModelOptions,
+    MethodOptions,
+    AnswerOptions,
+    PictureOptions,
+)
 def ask(
+    told: ContextOptions,
     video: VideoOptions,
     sampling: SamplingOptions,
     kept: CacheOptions,
@@ -63,18 +74,6 @@ def ask(
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
     ] = None,
     choices: Choices = None,
-    time_instruction: Annotated[
-        bool,
-        typer.Option("--time-instruction", help="Tell the model the clip's length and the times of its frames."),
-    ] = False,
-    subtitles: Annotated[
-        str | None,
-        typer.Option(
-            "--subtitles",
-            metavar="auto|FILE",
-            help="Tell the model what is said meanwhile; auto finds them beside the clip or in it.",
-        ),
-    ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
     ] = False,
@@ -100,7 +99,7 @@ def ask(
 
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file, timeout_seconds=video.decode_timeout)
-    lines = session.subtitle_lines(file, subtitles, video)
+    lines = session.subtitle_lines(file, told.subtitles, video)
     checkpoint = session.find_checkpoint(model, chosen, talk)
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
@@ -122,8 +121,8 @@ def ask(
     seen = Watched(*known, chosen, Clock(loaded.device)) if known else _watch(loaded, frames, chosen, talk)
     if shelf and not known:
         shelf.keep(seen, talk)
-    answers = _answers(loaded, _tell(seen, lines, time_instruction), asked, given, answer, talk, stream=stream)
-    everything = _tell(_watch(loaded, frames, rivals[1], talk), lines, time_instruction) if baseline else None
+    answers = _answers(loaded, _tell(seen, lines, told.time_instruction), asked, given, answer, talk, stream=stream)
+    everything = _tell(_watch(loaded, frames, rivals[1], talk), lines, told.time_instruction) if baseline else None
     full = _answers(loaded, everything, asked, given, answer, talk) if everything else []
     # 4. The report.
     if json:

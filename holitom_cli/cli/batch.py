@@ -21,6 +21,7 @@ from holitom_cli.cli.options import (
     AnswerOptions,
     CacheOptions,
     Choices,
+    ContextOptions,
     MethodOptions,
     ModelOptions,
     SamplingOptions,
@@ -45,11 +46,20 @@ if TYPE_CHECKING:
 
 
 @command(
-    ClipOptions, RunOptions, VideoOptions, SamplingOptions, CacheOptions, ModelOptions, MethodOptions, AnswerOptions
+    ClipOptions,
+    RunOptions,
+    ContextOptions,
+    VideoOptions,
+    SamplingOptions,
+    CacheOptions,
+    ModelOptions,
+    MethodOptions,
+    AnswerOptions,
 )
 def batch(
     clips: ClipOptions,
     how: RunOptions,
+    told: ContextOptions,
     video: VideoOptions,
     sampling: SamplingOptions,
     kept: CacheOptions,
@@ -129,6 +139,8 @@ def batch(
         how.rows_on(choose_device(model.device).type),
         clips.every_seconds,
         how.timeout,
+        time_instruction=told.time_instruction,
+        subtitles=_subtitles(told, jobs),
     )
     tally = Tally()
     with nullcontext() if how.dry_run else _rows(output) as add:
@@ -236,6 +248,18 @@ def _jobs(
     if found and found.skipped:
         talk.say(Text(f"{counted(len(found.clips), 'clip')}. {describe(found.skipped)}."))
     return jobs(found.clips if found else [], asked)
+
+
+def _subtitles(told: ContextOptions, jobs: Sequence[Job]) -> str | None:
+    """Where subtitles come from; refuses what would put one clip's words into the mouths of others."""
+    if told.subtitles in (None, "auto"):
+        return told.subtitles
+    if len(jobs) > 1:
+        raise UsageError(
+            f"{len(jobs)} clips cannot share one file of subtitles.",
+            "Use --subtitles auto: it takes the file beside each clip.",
+        )
+    return told.subtitles
 
 
 def _check_formats(formats: Sequence[Format], output: Path | None, clips: ClipOptions) -> None:

@@ -160,6 +160,24 @@ def _seconds(option: str, text: str | None) -> float | None:
 
 
 @dataclass(frozen=True)
+class ContextOptions:
+    """What the model is told of a clip besides the question."""
+
+    time_instruction: Annotated[
+        bool,
+        typer.Option("--time-instruction", help="Tell the model the clip's length and the times of its frames."),
+    ] = False
+    subtitles: Annotated[
+        str | None,
+        typer.Option(
+            "--subtitles",
+            metavar="auto|FILE",
+            help="Tell the model what is said meanwhile; auto finds them beside the clip or in it.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which checkpoint, and where it runs."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames, Sampling, VideoInfo
-from holitom_cli.video.files import readable, shown
+from holitom_cli.video.files import readable, shown, subtitle_file
 from holitom_cli.video.hdr import to_ordinary
 from holitom_cli.video.routing import AV_REASON
 from holitom_cli.video.sampling import spacing_warning
@@ -58,12 +58,10 @@ def probe(path: str | Path, *, timeout_seconds: float | None = None) -> VideoInf
 def subtitles(path: str | Path, source: str | Path = "auto", *, timeout_seconds: float | None = None) -> Lines:
     """The lines of a clip's subtitles, from a file, or with "auto" from one beside it or the clip itself.
 
-    Each with the seconds from and to which it is shown. Raises VideoError where there are none.
+    Each with the seconds from and to which it is shown; none where there are none in words. Raises VideoError where
+    they cannot be read.
     """
-    clip = Path(path)
-    beside = [clip.with_suffix(ending) for ending in (".srt", ".vtt", ".ass")]
-    own = next((file for file in beside if file.is_file()), clip) if source == "auto" else Path(source)
-    file = readable(own)
+    file = readable(subtitle_file(path, source))
     patience = probe_seconds(file) if timeout_seconds is None else timeout_seconds
     with lent() as worker:
         try:

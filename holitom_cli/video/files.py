@@ -13,6 +13,22 @@ def shown(path: str | Path) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in Path(path).name)
 
 
+def subtitle_file(clip: str | Path, source: str | Path) -> Path:
+    """Where the subtitles of a clip stand: in a file that is named, or with "auto" beside the clip or in it."""
+    if source != "auto":
+        return Path(source)
+    beside = (Path(clip).with_suffix(ending) for ending in (".srt", ".vtt", ".ass"))
+    return next((file for file in beside if file.is_file()), Path(clip))
+
+
+def no_subtitles(clip: str | Path, source: str | Path) -> VideoError:
+    """What is said where a clip has no subtitles in words."""
+    name = shown(subtitle_file(clip, source))
+    return VideoError(
+        f"{name} has no subtitles in words.", f"Name a file with some: --subtitles {Path(name).stem}.srt"
+    )
+
+
 def readable(path: str | Path) -> str:
     """The absolute path of a folder, or of a regular, readable, non-empty file; raises VideoError otherwise.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 
@@ -17,19 +16,13 @@ STYLE = re.compile(r"\{[^}]*\}|<[^>]*>")  # overrides of ASS, to which FFmpeg tu
 
 
 def lines(path: str) -> list[tuple[float, float, str]]:
-    """Seconds from and to which each line is shown, and its words; raises VideoError where there are none."""
+    """Seconds from and to which each line is shown, and its words; raises VideoError where they cannot be read."""
     formats = f"{ONLY['format_whitelist']},{FORMATS}"
     try:
         with av.open(f"file:{path}", container_options={**ONLY, "format_whitelist": formats}) as container:
-            found = sorted(_read(container))
+            return sorted(_read(container))
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"The subtitles of {shown(path)} cannot be read.", "Convert them to SRT in UTF-8.") from error
-    if not found:
-        raise VideoError(
-            f"{shown(path)} has no subtitles in words.",
-            f"Name a file with some: --subtitles {Path(shown(path)).stem}.srt",
-        )
-    return found
 
 
 def _read(container: av.container.InputContainer) -> Iterator[tuple[float, float, str]]:
