@@ -14,7 +14,7 @@ import typer
 
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, print_data, write, write_json
-from holitom_cli.cli.options import ModelOptions, command
+from holitom_cli.cli.options import BudgetList, MethodList, ModelOptions, command
 from holitom_cli.cli.rows import SOME_FAILED
 from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.benchmark import (
@@ -64,22 +64,8 @@ def bench(
             show_default="7B or 0.5B, by the card's memory",
         ),
     ] = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="NAMES",
-            help="Methods, separated by commas, or all; NAME:key=value sets a setting, NAME+NAME composes two.",
-        ),
-    ] = "holitom",
-    budgets: Annotated[
-        str,
-        typer.Option(
-            "--budgets",
-            metavar="LIST",
-            help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
-        ),
-    ] = "15",
+    methods: MethodList = "holitom",
+    budgets: BudgetList = "15",
     num_frames: Annotated[
         str, typer.Option("--num-frames", metavar="LIST", help="Numbers of frames, separated by commas.")
     ] = "32",

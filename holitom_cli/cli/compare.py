@@ -14,7 +14,9 @@ from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, print_data, write, write_json
 from holitom_cli.cli.options import (
     AnswerOptions,
+    BudgetList,
     Choices,
+    MethodList,
     ModelOptions,
     SamplingOptions,
     VideoOptions,
@@ -46,22 +48,8 @@ def compare(
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.", show_default=False)
     ],
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="NAMES",
-            help="Methods, separated by commas, or all; NAME:key=value sets a setting, NAME+NAME composes two.",
-        ),
-    ] = "full,holitom,random,uniform",
-    budgets: Annotated[
-        str,
-        typer.Option(
-            "--budgets",
-            metavar="LIST",
-            help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
-        ),
-    ] = "15",
+    methods: MethodList = "full,holitom,random,uniform",
+    budgets: BudgetList = "15",
     choices: Choices = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="The table as comma-separated values.")] = False,

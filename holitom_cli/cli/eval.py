@@ -13,7 +13,7 @@ import typer
 
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, print_data, write_json
-from holitom_cli.cli.options import ModelOptions, VideoOptions, command, refuse_idle
+from holitom_cli.cli.options import BudgetList, MethodList, ModelOptions, VideoOptions, command, refuse_idle
 from holitom_cli.cli.rows import SOME_FAILED, appending, progress
 from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.report.evaluation import evaluation_document, evaluation_row, evaluation_tables
@@ -63,22 +63,8 @@ def evaluate(
             "of moving shapes, what the demo model knows.",
         ),
     ] = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="NAMES",
-            help="Methods, separated by commas, or all; NAME:key=value sets a setting, NAME+NAME composes two.",
-        ),
-    ] = "full,holitom",
-    budgets: Annotated[
-        str,
-        typer.Option(
-            "--budgets",
-            metavar="LIST",
-            help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
-        ),
-    ] = "15",
+    methods: MethodList = "full,holitom",
+    budgets: BudgetList = "15",
     scoring: Annotated[
         ScoringChoice | None,
         typer.Option(

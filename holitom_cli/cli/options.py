@@ -350,6 +350,22 @@ class PictureOptions:
             raise UsageError("Two kinds of pictures would be written to one file.", "Give each a name of its own.")
 
 
+MethodList = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="NAMES",
+        help="Methods, separated by commas, or all; NAME:key=value sets a setting, NAME+NAME composes two.",
+    ),
+]
+BudgetList = Annotated[
+    str,
+    typer.Option(
+        "--budgets",
+        metavar="LIST",
+        help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
+    ),
+]
 Choices = Annotated[
     str | None,
     typer.Option("--choices", metavar="A,B,...", help="Choose among these answers; nothing is generated."),
