@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import torch
@@ -14,9 +16,11 @@ from holitom_cli.quality.checkpoint import CHAT_TEMPLATE, build_tokenizer
 from holitom_cli.quality.draw import Sketch, sketch
 from holitom_cli.quality.questions import ANSWERS, OPENINGS, WORDINGS, ask_about
 from holitom_cli.quality.targets import IGNORED
+from holitom_cli.quality.team import Team
 from holitom_cli.quality.world import make_clip, test_seed, train_seed
 
 _QUESTION_TOKENS = 24  # room for a question with its answer and the words of the chat template
+_LONGEST_NONSENSE = 8  # words
 _GAP = "?question?"  # where a question goes in the chat template
 
 
@@ -55,12 +59,23 @@ def words_of_questions() -> list[str]:
     return sorted(words | {word for answer in ANSWERS for word in answer.split()})
 
 
+def nonsense(words: list[str], dice: random.Random) -> tuple[str, str]:
+    """A question that means nothing in the small world, and one of the world's answers.
+
+    Outside the world no answer is right; without these, the model would not know where to end a wrong one.
+    """
+    made_up = ["".join(dice.choices(ascii_lowercase, k=dice.randint(1, 9))) for _ in range(_LONGEST_NONSENSE)]
+    text = " ".join(dice.choices([*dice.sample(words, _LONGEST_NONSENSE), *made_up], k=dice.randint(1, 8)))
+    return f"{text}?", dice.choice(ANSWERS)
+
+
 class Writer:
     """Turns clips into batches, with the words that training or testing uses."""
 
     def __init__(self, recipe: Recipe, *, test: bool = False) -> None:
         self.recipe, self.test = recipe, test
-        self.words = build_tokenizer(words_of_questions(), sorted({answer.split()[0] for answer in ANSWERS}))
+        self.spoken = words_of_questions()
+        self.words = build_tokenizer(self.spoken, sorted({answer.split()[0] for answer in ANSWERS}))
         self.end = self.words.eos_token_id
         self.room = recipe.questions * _QUESTION_TOKENS  # text tokens of a clip
         content = [{"type": "video"}, {"type": "text", "text": _GAP}]
@@ -81,7 +96,9 @@ class Writer:
         rows, kinds = [], []
         for clip in clips:
             asked = ask_about(clip, self.recipe.questions, test=self.test)
-            row, kept = self._row([(question.text, question.answer) for question in asked])
+            pairs = [(question.text, question.answer) for question in asked]
+            stray = [] if self.test else [nonsense(self.spoken, random.Random(clip.seed))]
+            row, kept = self._row(pairs, stray)
             rows.append(row)
             kinds.append([question.kind for question in asked[:kept]])
         ids, segment, place, target = torch.tensor(rows).unbind(1)
@@ -96,22 +113,25 @@ class Writer:
         ids: list[int] = self.words(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _row(self, pairs: list[tuple[str, str]]) -> tuple[list[list[int]], int]:
-        """Ids, segments, places and targets of one clip, and how many questions fit in."""
+    def _row(self, pairs: list[tuple[str, str]], stray: list[tuple[str, str]]) -> tuple[list[list[int]], int]:
+        """Ids, segments, places and targets of one clip, and how many questions fit in.
+
+        Of what is answered to stray questions behind them, everything but the first word is to be learnt.
+        """
         ids: list[int] = []
         segment: list[int] = []
         place: list[int] = []
         target: list[int] = []
-        for number, (question, answer) in enumerate(pairs, 1):
+        for number, (question, answer) in enumerate([*pairs, *stray], 1):
             after = self._encode(question.join(self._around))
             said = [*self._encode(answer), self.end]
             tokens = after + said[:-1]
             if len(ids) + len(tokens) > self.room:
-                return self._padded(ids, segment, place, target), number - 1
+                return self._padded(ids, segment, place, target), min(number - 1, len(pairs))
             ids += tokens
             segment += [number] * len(tokens)
             place += range(len(tokens))
-            target += [IGNORED] * (len(after) - 1) + said
+            target += [IGNORED] * (len(after) - 1) + (said if number <= len(pairs) else [IGNORED, *said[1:]])
         return self._padded(ids, segment, place, target), len(pairs)
 
     def _padded(self, *rows: list[int]) -> list[list[int]]:
@@ -122,15 +142,16 @@ class Writer:
 class Stream(IterableDataset[Batch]):
     """Endless training batches, drawn up by the loader's workers; every clip is seen once."""
 
-    def __init__(self, recipe: Recipe, first: int) -> None:
-        self.recipe, self.first = recipe, first
+    def __init__(self, recipe: Recipe, first: int, team: Team | None = None) -> None:
+        self.recipe, self.first, self.team = recipe, first, team or Team()
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        lane, lanes = worker * self.team.size + self.team.rank, workers * self.team.size
         writer = Writer(self.recipe)
-        number = self.first + worker * self.recipe.clips
+        number = self.first + lane * self.recipe.clips
         while True:
             yield writer.batch(list(range(number, number + self.recipe.clips)))
-            number += workers * self.recipe.clips
+            number += lanes * self.recipe.clips
