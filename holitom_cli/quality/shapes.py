@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import count, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from holitom_cli.errors import UsageError
-from holitom_cli.quality.clips import FILE_SIDE, FRAMES_PER_SECOND, film
+from holitom_cli.quality.clips import FRAMES_PER_SECOND, film
 from holitom_cli.quality.items import Item
 from holitom_cli.quality.questions import Question, ask_about
 from holitom_cli.quality.world import FRAMES, Clip, make_clip, test_seed
 from holitom_cli.types import Frames
 from holitom_cli.video.sampling import uniform_indices
+
+if TYPE_CHECKING:
+    from holitom_cli.types import ByteArray
 
 NAME = "shapes"
 QUESTIONS = 2000  # of a whole set
@@ -46,13 +51,19 @@ class ShapesClip:
         return make_clip(test_seed((self.seed + 1) * _CLIPS + self.index))
 
     def identity(self) -> str:
-        """What its content is known by: everything that happens, so that no row of another version's clip is taken."""
-        return f"{NAME} {FILE_SIDE} {blake2b(repr(self.world).encode(), digest_size=16).hexdigest()}"
+        """What its content is known by: every pixel, so that no row of another world's or painter's clip is taken."""
+        pixels = _painted(self.world)
+        return f"{NAME} {pixels.shape} {blake2b(pixels.data, digest_size=16).hexdigest()}"
 
     def frames(self, number: int, _: float | None) -> Frames:
         """Paint it, and take frames as from a file of 32: uniformly, all of them if there are not more."""
         at = np.asarray(uniform_indices(FRAMES, number))
-        return Frames(film(self.world)[at], at / FRAMES_PER_SECOND, indices=at)
+        return Frames(_painted(self.world)[at], at / FRAMES_PER_SECOND, indices=at)
+
+
+@lru_cache(maxsize=1)  # a clip is asked about right after its identity: painting takes 30 times as long as the digest
+def _painted(world: Clip) -> ByteArray:
+    return film(world)
 
 
 def shapes(seed: int = 0, limit: int | None = None) -> list[Item]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from holitom_cli.errors import UsageError
-from holitom_cli.quality.clips import film, write_clip
+from holitom_cli.quality.clips import _NOISE, film, write_clip
+from holitom_cli.quality.draw import RGB
 from holitom_cli.quality.items import FileClip, Item
 from holitom_cli.quality.questions import WORDINGS, ask_about
-from holitom_cli.quality.shapes import LARGEST_SEED, PER_CLIP, QUESTIONS, ShapesClip, shapes
-from holitom_cli.quality.world import FRAMES, train_seed
+from holitom_cli.quality.shapes import LARGEST_SEED, PER_CLIP, QUESTIONS, ShapesClip, _painted, shapes
+from holitom_cli.quality.world import FRAMES, Clip, train_seed
 from holitom_cli.quality.world import test_seed as seed_of_test
+
+if TYPE_CHECKING:
+    from holitom_cli.types import ByteArray
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +108,58 @@ def test_a_file_of_the_clip_shows_the_same_frames_at_the_same_times(tmp_path: Pa
     assert difference(replace(clip, index=2)) > 12  # control
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """No clip is remembered that a test, or the one before, has painted otherwise."""
+    _painted.cache_clear()
+    yield
+    _painted.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
 def test_a_clip_is_known_by_what_happens_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {ShapesClip(seed, index).identity() for seed in (0, 1) for index in range(20)}
-    assert len(known) == 40
+    known = {ShapesClip(seed, index).identity() for seed in (0, 1) for index in range(5)}
+    assert len(known) == 10
     before = ShapesClip(0, 0).identity()
     assert ShapesClip(0, 0).identity() == before
     other = replace(ShapesClip(0, 0).world, band=(0.1, 0.2, 0.3))
     monkeypatch.setattr("holitom_cli.quality.shapes.make_clip", lambda _: other)
     assert ShapesClip(0, 0).identity() != before  # another version of the world has its own rows
+
+
+@pytest.mark.parametrize(
+    ("detail", "changed"),
+    [
+        ("draw._LIGHT", 0.2),
+        ("draw.RGB", {name: tuple(reversed(colour)) for name, colour in RGB.items()}),
+        ("clips._NOISE", 0.02),
+        ("clips._NOISE", _NOISE),  # control: the same painter
+    ],
+)
+@pytest.mark.usefixtures("fresh")
+def test_a_clip_is_known_by_how_it_is_painted(monkeypatch: pytest.MonkeyPatch, detail: str, changed: object) -> None:
+    clip = ShapesClip(0, 0)
+    before, happens = clip.identity(), clip.world
+    monkeypatch.setattr(f"holitom_cli.quality.{detail}", changed)
+    _painted.cache_clear()  # as in another process
+    assert clip.world == happens
+    assert (clip.identity() == before) is (changed == _NOISE)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_clip_is_painted_once_for_its_identity_and_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[Clip] = []
+
+    def paint(world: Clip) -> ByteArray:
+        painted.append(world)
+        return film(world)
+
+    monkeypatch.setattr("holitom_cli.quality.shapes.film", paint)
+    clip = ShapesClip(0, 0)
+    clip.identity()
+    frames = clip.frames(FRAMES, None)
+    assert painted == [clip.world]
+    frames.pixels[:] = 0  # its own copy
+    assert clip.frames(FRAMES, None).pixels.any()
+    ShapesClip(0, 1).identity()
+    assert len(painted) == 2  # control
