@@ -142,6 +142,7 @@ class Clip:
     @cached_property
     def _facts(self) -> Facts:
         with opened(self.path) as (container, stream):
+            stream.thread_type = "SLICE"  # threads for frames would decode one frame each before the first is out
             first = next(frames_of(packets_of(container, stream), stream), None)
             if first is None:
                 raise VideoError(
