@@ -21,8 +21,8 @@ from typing import Any
 from holitom_cli.quality.clips import write_clip
 from holitom_cli.quality.shapes import ShapesClip, shapes
 from holitom_cli.quality.statistics import Judged, against, mean, standard_error
+from holitom_cli.report.plot import Axis, Line, Point, plot
 from holitom_cli.report.text import flop, percent
-from tests.curve_plot import Line, Point, plot
 
 # Each part is asked by a process of its own: so small a model gains less from two threads than from two processes.
 PARTS = (("full", "uniform"), ("holitom", "holitom:inner_layer=off", "random"))
@@ -181,11 +181,15 @@ def picture(document: Mapping[str, Any]) -> str:
     results = document["results"]
     by_method: dict[str, list[Point]] = {}
     for result in results:
-        point = Point(result["budget"], 100 * result["accuracy"], 100 * (result["stderr"] or 0))
+        budget = 0.0 if result["method"] == "full" else result["budget"]
+        point = Point(budget, result["accuracy"], result["stderr"] or 0.0)
         by_method.setdefault(result["method"], []).append(point)
     (full,) = by_method.pop("full")
     lines = [Line(NAMES.get(method, method), points) for method, points in by_method.items()]
-    return plot(f"Accuracy of the checkpoint {document['model']['id']} on generated clips", full, lines)
+    budgets = sorted({point.x for line in lines for point in line.points})
+    right = Axis("visual tokens that enter the language model", lambda budget: f"{budget:g}%", budgets)
+    title = f"Accuracy of the checkpoint {document['model']['id']} on generated clips"
+    return plot(title, right, Axis("accuracy", lambda share: f"{share:.0%}"), lines, full, alone=True)
 
 
 def table(heads: Sequence[str], rows: Iterator[list[str]]) -> str:

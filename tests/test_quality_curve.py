@@ -11,7 +11,6 @@ import pytest
 
 from holitom_cli.quality.shapes import shapes
 from tests import quality_curve
-from tests.curve_plot import COLOURS, Line, Point, plot
 from tests.make_random_checkpoint import RANDOM
 from tests.program import SCHEMA
 
@@ -108,26 +107,15 @@ def test_the_documented_page_has_its_place() -> None:
     assert page.index(quality_curve.BEGIN) < page.index(quality_curve.END)
 
 
-def test_the_plot_is_higher_where_accuracy_is_and_stays_inside() -> None:
-    lines = [
-        Line("good & true", [Point(25, 98, 1), Point(5, 90, 1), Point(15, 97, 1)]),
-        Line("bad", [Point(25, 80, 1), Point(5, 41, 2), Point(15, 60, 1)]),
+def test_the_picture_has_a_line_for_each_method_and_full_as_a_level() -> None:
+    common = {"stderr": 0.01}
+    results = [
+        common | {"method": "full", "budget": 100, "accuracy": 0.99},
+        *(common | {"method": "uniform", "budget": budget, "accuracy": 0.8} for budget in (25, 5)),
+        *(common | {"method": "holitom", "budget": budget, "accuracy": 0.9} for budget in (25, 5)),
     ]
-    root = ElementTree.fromstring(plot("What <it> costs", Point(100, 99, 0.5), lines))
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    curves = {path.get("stroke"): path for path in root.iter(f"{SVG}path") if path.get("fill") == "none"}
-    assert list(curves) == list(COLOURS[:2])
-    ways = [
-        [tuple(map(float, pair.split())) for pair in curve.attrib["d"].removeprefix("M").split("L")]
-        for curve in curves.values()
-    ]
-    for way in ways:
-        assert [x for x, _ in way] == sorted(x for x, _ in way)
-        assert all(0 < x < width and 0 < y < height for x, y in way)
-        assert [y for _, y in way] == sorted((y for _, y in way), reverse=True)  # accuracy grows with the budget
-    assert all(good[1] < bad[1] for good, bad in zip(*ways, strict=True))
+    root = ElementTree.fromstring(quality_curve.picture({"model": {"id": "x"}, "results": results}))
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"What <it> costs", "good & true", "bad", "full", "40%", "100%", "5%"} <= set(texts)
-    style = root.find(f"{SVG}style")
-    assert style is not None
-    assert "prefers-color-scheme: dark" in (style.text or "")
+    assert {"Accuracy of the checkpoint x on generated clips", "HoliTom", "uniform", "full", "5%", "25%"} <= set(texts)
+    assert len([path for path in root.iter(f"{SVG}path") if str(path.get("class")).startswith("way")]) == 2
+    assert not list(root.iter(f"{SVG}circle"))  # full is no point at a budget

@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holitom_cli.cli import session
-from holitom_cli.cli.console import Talk, print_data, write, write_json
+from holitom_cli.cli.console import Talk, print_data, write, write_json, wrote
 from holitom_cli.cli.options import (
     AnswerOptions,
     BudgetList,
@@ -20,11 +21,13 @@ from holitom_cli.cli.options import (
     ModelOptions,
     SamplingOptions,
     VideoOptions,
+    check_place,
     command,
     split_choices,
 )
 from holitom_cli.errors import MethodError, UsageError
 from holitom_cli.report.comparison import Compared, comparison_rows, comparison_table, full_of
+from holitom_cli.report.curves import write_comparison_page
 from holitom_cli.report.record import comparison
 from holitom_cli.types import Generation
 
@@ -53,6 +56,9 @@ def compare(
     choices: Choices = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="The table as comma-separated values.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="A page of answers, costs and agreement with full.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Ask several methods the same question about a video file, at the same budgets.
@@ -64,6 +70,8 @@ def compare(
     # 1. Everything that can be wrong without reading a weight or a frame.
     if json and csv:
         raise UsageError("There is one document on stdout, --json or --csv.", "Leave one of them out.")
+    if report:
+        check_place(report)
     (asked,) = session.read_questions(question, None, None)
     given, wish = split_choices(choices, context), sampling.build(video, context)
     from holitom_cli.video import most_frames, probe, warm_up
@@ -94,12 +102,16 @@ def compare(
         answers = [_answer(loaded, seen, variant, asked, given, answer) for variant in fitting]
     # 4. The report.
     rows = [Compared(variant.label, variant.budget, said) for variant, said in zip(fitting, answers, strict=True)]
+    document = comparison(answers, [row.budget for row in rows], full_of(rows))
     if json:
-        write_json(comparison(answers, [row.budget for row in rows], full_of(rows)))
+        write_json(document)
     elif csv:
         write(_separated(rows))
     else:
         print_data(comparison_table(rows))
+    if report:
+        write_comparison_page(rows, document, report)
+        talk.say(wrote(report))
 
 
 def _fits(

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -67,6 +68,11 @@ def write(text: str) -> None:
     encoding = sys.stdout.encoding
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def wrote(file: Path) -> Text:
+    """Where something was written."""
+    return Text(f"Wrote {visible(str(file))}.")
 
 
 def print_data(renderable: RenderableType) -> None:

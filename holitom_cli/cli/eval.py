@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holitom_cli.cli import session
-from holitom_cli.cli.console import Talk, print_data, write_json
-from holitom_cli.cli.options import BudgetList, MethodList, ModelOptions, VideoOptions, command, refuse_idle
+from holitom_cli.cli.console import Talk, print_data, write_json, wrote
+from holitom_cli.cli.options import (
+    BudgetList,
+    MethodList,
+    ModelOptions,
+    VideoOptions,
+    check_place,
+    command,
+    refuse_idle,
+)
 from holitom_cli.cli.rows import SOME_FAILED, appending, progress
 from holitom_cli.errors import HolitomError, UsageError
+from holitom_cli.report.curves import write_evaluation_page
 from holitom_cli.report.evaluation import evaluation_document, evaluation_row, evaluation_tables
 from holitom_cli.report.record import error_record
 from holitom_cli.report.terminal import warning_line
@@ -95,6 +104,9 @@ def evaluate(
         typer.Option("--output", "-o", help="A JSONL file for every answer; what it has already is not asked again."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="A page of accuracy against costs, and all figures.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Measure how much of the accuracy methods keep, on questions with known answers.
@@ -106,6 +118,8 @@ def evaluate(
     """
     talk = Talk(quiet=quiet)
     # 1. Everything that can be wrong without reading a weight.
+    if report:
+        check_place(report)
     from holitom_cli.batch import manifest
     from holitom_cli.methods import get
     from holitom_cli.methods.tools.variants import variants
@@ -126,7 +140,7 @@ def evaluate(
     # 3. The figures.
     results = room.results(outcomes, plan, seed)
     source = {"questions_file": str(questions) if questions else None, "set": built_in}
-    _show(loaded, results, source | _settings(items, plan, seed, limit), talk, as_json=json)
+    _show(loaded, results, source | _settings(items, plan, seed, limit), report, talk, as_json=json)
     if any(result["failed"] for result in results):
         raise typer.Exit(SOME_FAILED)
 
@@ -194,14 +208,24 @@ def _settings(items: Sequence[Item], plan: Plan, seed: int, limit: int | None) -
 
 
 def _show(
-    model: Model, results: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], talk: Talk, *, as_json: bool
+    model: Model,
+    results: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    report: Path | None,
+    talk: Talk,
+    *,
+    as_json: bool,
 ) -> None:
     from holitom_cli.account import versions
 
     info = replace(model.info, preprocessor_file=model.preprocessor.file)
+    document = evaluation_document(info, versions(), settings, results)
     if model.checkpoint.random:
         talk.insist(warning_line(f"The checkpoint {model.info.id} has random weights: its accuracy is chance."))
     if as_json:
-        write_json(evaluation_document(info, versions(), settings, results))
+        write_json(document)
     else:
         print_data(evaluation_tables(info, results))
+    if report:
+        write_evaluation_page(info, document, report)
+        talk.say(wrote(report))

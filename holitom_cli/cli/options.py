@@ -340,10 +340,7 @@ class PictureOptions:
             UsageError: a folder is missing, or a file stands where a folder should, or the other way round.
         """
         for file in self.files:
-            if file.is_dir():
-                raise UsageError(f"Nothing can be written to {file}: it is a folder.", "Name a file.")
-            if not file.parent.is_dir():
-                raise UsageError(f"There is no folder {file.parent} to write {file.name} to.", "Make it first.")
+            check_place(file)
         if self.overlay is not None and self.overlay.exists() and not self.overlay.is_dir():
             raise UsageError(f"--overlay {self.overlay} is a file.", "Name a folder, or one that is not there yet.")
         if len(set(self.files)) < len(self.files):
@@ -366,6 +363,20 @@ BudgetList = Annotated[
         help="Percentages of the visual tokens, or numbers of them (940t), separated by commas.",
     ),
 ]
+
+
+def check_place(file: Path) -> None:
+    """Refuse a file that could not be written at the end.
+
+    Raises:
+        UsageError: it is a folder, or its folder is missing.
+    """
+    if file.is_dir():
+        raise UsageError(f"Nothing can be written to {file}: it is a folder.", "Name a file.")
+    if not file.parent.is_dir():
+        raise UsageError(f"There is no folder {file.parent} to write {file.name} to.", "Make it first.")
+
+
 Choices = Annotated[
     str | None,
     typer.Option("--choices", metavar="A,B,...", help="Choose among these answers; nothing is generated."),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from holitom_cli.cli.console import Talk
+from holitom_cli.cli.console import Talk, wrote
 from holitom_cli.cli.options import PictureOptions
 from holitom_cli.errors import VideoError
 from holitom_cli.report import page, pictures
-from holitom_cli.report.text import visible
 
 if TYPE_CHECKING:
     from holitom_cli.types import Answer, Frames
@@ -46,7 +43,7 @@ def write(
         if options.overlay_video is not None:
             pictures.write_clip(answers[0], shots, options.overlay_video)
     for path in (*options.files, *([options.overlay] if options.overlay else [])):
-        talk.say(Text(f"Wrote {visible(str(path))}"))
+        talk.say(wrote(path))
 
 
 def _read_again(file: str, timeout_seconds: float | None, frames: Frames, longest: int) -> Frames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -35,10 +36,10 @@ def full_of(rows: Sequence[Compared]) -> Answer | None:
 
 def comparison_table(rows: Sequence[Compared]) -> RenderableType:
     """Return a table with a row for each method and budget; two or more about the same clip and question."""
-    full, first = full_of(rows), rows[0].answer
+    first = rows[0].answer
     heading = Text.assemble((text.visible(first.question), "bold"), "  ", (text.visible(short(first.model)), "dim"))
     warnings = dict.fromkeys(warning for row in rows for warning in row.answer.warnings)
-    table = methods_table([_shown(row, full) for row in rows])
+    table = methods_table(shown_rows(rows))
     return Encodable(Group(*map(warning_line, warnings), heading, table))
 
 
@@ -60,6 +61,26 @@ def comparison_rows(rows: Sequence[Compared]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def shown_rows(rows: Sequence[Compared]) -> list[dict[str, str]]:
+    """The cells of the table, by heading."""
+    full = full_of(rows)
+    return [_shown(row, full) for row in rows]
+
+
+def agreement(answer: Answer, full: Answer) -> float:
+    """How much of what is said with every token kept is said with fewer, as a share of 1.
+
+    Of a generated answer, the tokens before the first other one, and 1 only where both end alike. Of probabilities of
+    choices, what both have in common: 1 less the total variation distance.
+    """
+    if full.choices:
+        whole = {choice.text: choice.probability for choice in full.choices}
+        return sum(min(choice.probability, whole[choice.text]) for choice in answer.choices)
+    longer = max(len(answer.token_ids), len(full.token_ids))
+    pairs = enumerate(zip_longest(answer.token_ids, full.token_ids))
+    return next((place / longer for place, (ours, theirs) in pairs if ours != theirs), 1.0)
 
 
 def mean_by_layer(answer: Answer) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -36,23 +36,35 @@ def evaluation_document(
     return {"schema_version": SCHEMA_VERSION, **clean(parts)}
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A heading, what to know of it, and a table: rows with the same keys."""
+
+    title: str
+    note: str
+    rows: Sequence[Mapping[str, str]]
+
+
 def evaluation_tables(model: ModelInfo, results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return tables of accuracy, its difference to every token kept, cost, and accuracy by type of question."""
+    return Encodable(Group(*map(_table, evaluation_parts(model, results, _TYPE_COLUMNS))))
+
+
+def evaluation_parts(model: ModelInfo, results: Sequence[Mapping[str, Any]], type_columns: int) -> Iterator[Part]:
+    """The same tables, those that have rows; types for so many methods and budgets side by side."""
     pairs = [_against(result) for result in results if _is_paired(result)]
     parts = [
-        _part("Accuracy", short(model), [_accuracy(result) for result in results]),
-        _part("Against full", "points on the same questions, 95% intervals over videos", pairs),
-        _part("Cost", f"{short(model)}; FLOPs are the prefill's", [_cost(result) for result in results]),
-        *_types(results),
+        Part("Accuracy", f"{short(model)}, ± one standard error", [_accuracy(result) for result in results]),
+        Part("Against full", "points on the same questions, 95% intervals over videos", pairs),
+        Part("Cost", f"{short(model)}; FLOPs are the prefill's", [_cost(result) for result in results]),
+        *_types(results, type_columns),
     ]
-    return Encodable(Group(*parts))
+    return (part for part in parts if part.rows)
 
 
-def _part(title: str, note: str, rows: Sequence[Mapping[str, str]]) -> RenderableType:
-    if not rows:
-        return Group()
-    heading = Text.assemble((title, "bold"), "  ", (text.visible(note), "dim"))
-    return Group(heading, Padding(methods_table(rows), (0, 0, 1, 2)))
+def _table(part: Part) -> RenderableType:
+    heading = Text.assemble((part.title, "bold"), "  ", (text.visible(part.note), "dim"))
+    return Group(heading, Padding(methods_table(part.rows), (0, 0, 1, 2)))
 
 
 def _name(result: Mapping[str, Any]) -> dict[str, str]:
@@ -99,15 +111,15 @@ def _cost(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _types(results: Sequence[Mapping[str, Any]]) -> Iterable[RenderableType]:
+def _types(results: Sequence[Mapping[str, Any]], columns: int) -> Iterable[Part]:
     """Types down, methods across, a few at a time."""
     kinds = dict.fromkeys(kind for result in results for kind in result["by_type"])
-    for start in range(0, len(results), _TYPE_COLUMNS):
-        shown = results[start : start + _TYPE_COLUMNS]
+    for start in range(0, len(results), columns):
+        shown = results[start : start + columns]
         rows = [{"type": kind} | dict(_cell(result, kind) for result in shown) for kind in kinds]
-        yield _part("By type", "", rows)
+        yield Part("By type", "", rows)
 
 
 def _cell(result: Mapping[str, Any], kind: str) -> tuple[str, str]:
-    heading = f"{result['method']} {result['budget']:g}%"
+    heading = f"{result['method']} {text.budget(result['budget'])}"
     return heading, _share(result["by_type"].get(kind, {}).get("accuracy"))

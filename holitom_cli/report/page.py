@@ -65,7 +65,7 @@ def page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames
         questions=shown,
         shared=_bars(shared, {}) if shared else [],
         baseline=baseline[0].method if baseline else "",
-        everything=list(_flat(document(answers, baseline))),
+        everything=list(flat(document(answers, baseline))),
         style={"veil": VEIL, "dropped": DIMMED[Fate.DROPPED], "folded": DIMMED[Fate.FOLDED], "tinted": TINTED},
     )
 
@@ -262,14 +262,14 @@ def _compared(answer: Answer, rival: Answer) -> list[tuple[str, str, str, str]]:
 # --- all the rest ------------------------------------------------------------------------------
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """The JSON record as names and values, lists of plain values in one."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
+            yield from flat(item, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and value and isinstance(value[0], Mapping):
         for number, item in enumerate(value, 1):
-            yield from _flat(item, f"{name} {number}")
+            yield from flat(item, f"{name} {number}")
     elif isinstance(value, list):
         yield name, ", ".join(map(_plain, value)) or "none"
     else:

@@ -160,7 +160,7 @@ def header_rows(answer: Answer) -> list[tuple[str, str | Text]]:
         *_video(answer.frames),
         ("frames", _sampling(answer.frames)),
         ("decoder", _decoder(answer.frames)),
-        *_model(answer.model),
+        *model_rows(answer.model),
         ("method", f"{answer.method} ({settings})" if settings else answer.method),
     ]
 
@@ -215,7 +215,8 @@ def _how_sampled(frames: Frames) -> str:
     return f"{how}, from {text.seconds(float(frames.seconds[0]))} to {text.seconds(float(frames.seconds[-1]))}"
 
 
-def _model(model: ModelInfo) -> list[tuple[str, str | Text]]:
+def model_rows(model: ModelInfo) -> list[tuple[str, str | Text]]:
+    """Which checkpoint, and where it runs, as labels and values."""
     where = model.device if model.device_name == model.device else f"{model.device_name} ({model.device})"
     rows: list[tuple[str, str | Text]] = [
         ("checkpoint", f"{model.id}, {_KINDS[model.kind]}"),

@@ -19,6 +19,8 @@ from holitom_cli.report.page import page
 from holitom_cli.report.record import document
 from holitom_cli.report.summary import write_summary
 from tests.report.conftest import FRAMES, Known
+from tests.report.test_curves import compared, evaluated
+from tests.report.test_curves import shown as compared_page
 from tests.report.test_page import HOSTILE, hostile_page
 from tests.report.test_summary import made_rows
 
@@ -212,3 +214,24 @@ def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Pa
 def test_summary_is_accessible(browser: Browser, tmp_path: Path, scheme: str) -> None:
     write_summary(made_rows(20), tmp_path / "page.html", "answers.jsonl")
     assert violations(visit(browser, tmp_path / "page.html", 1280, scheme)) == []
+
+
+# --- methods side by side ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize("kind", ["eval", "compare"])
+def test_plots_fit_and_are_accessible(browser: Browser, tmp_path: Path, kind: str, width: int, scheme: str) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(evaluated() if kind == "eval" else compared_page(compared()), encoding="utf-8")
+    shown = visit(browser, file, width, scheme)
+    assert shown.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    boxes = shown.ask("[...document.querySelectorAll('svg.plot')].map(e => e.getBoundingClientRect().toJSON())")
+    assert len(boxes) == 3
+    assert all(300 < box["width"] < width and box["height"] > 200 for box in boxes)
+    words = "[...document.querySelectorAll('svg.plot text')].map(e => [e.getBBox(), e.ownerSVGElement.viewBox.baseVal])"
+    inside = f"{words}.every(([a, b]) => a.width > 0 && a.x + a.width <= b.width && a.y + a.height <= b.height)"
+    assert shown.ask(inside)  # no label is cut off, whatever the fonts
+    assert violations(shown) == []
+    assert [url for url in shown.requests if not url.startswith("data:")] == [file.as_uri()]
+    assert shown.complaints == []
