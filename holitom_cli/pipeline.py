@@ -42,6 +42,7 @@ def watch(
     method: str | Method = "holitom",
     num_frames: int = 32,
     sampling: Sampling | None = None,
+    chunk_frames: int = vision.CHUNK_FRAMES,
     **settings: Any,
 ) -> Watched:
     """Decode a video, encode its frames and compress their tokens.
@@ -52,6 +53,7 @@ def watch(
         method: a method's name, or a method.
         num_frames: how many frames to sample, uniformly (fewer if the clip is shorter).
         sampling: another way of sampling, instead.
+        chunk_frames: frames in the vision tower at a time; fewer take less memory.
         settings: of the method.
 
     Raises:
@@ -65,7 +67,8 @@ def watch(
         wish = sampling or Sampling(num_frames=num_frames)
         frames = read(model.checkpoint, model.device, frames, wish, [chosen])
     check_room(model.checkpoint, chosen, len(frames))  # here already: the tower may take long
-    return compress(model, see(model, frames, attention=chosen.needs_attention, keys=chosen.needs_keys), chosen)
+    wanted = {"attention": chosen.needs_attention, "keys": chosen.needs_keys}
+    return compress(model, see(model, frames, **wanted, chunk_frames=chunk_frames), chosen)
 
 
 def read(
@@ -101,7 +104,9 @@ def read(
     return video.read(path, sampling, timeout_seconds=timeout_seconds, accept=accept, shrink=shrink, on_frame=on_frame)
 
 
-def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) -> Seen:
+def see(
+    model: Model, frames: Frames, *, attention: bool, keys: bool = False, chunk_frames: int = vision.CHUNK_FRAMES
+) -> Seen:
     """Encode a video's frames, for one method or several.
 
     Args:
@@ -109,6 +114,7 @@ def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) ->
         frames: decoded.
         attention: whether one of the methods needs the attention that patches receive.
         keys: whether one of them needs the tower's keys.
+        chunk_frames: frames in the tower at a time.
 
     Raises:
         HolitomError: there is no frame, or the GPU's memory is full.
@@ -123,7 +129,7 @@ def see(model: Model, frames: Frames, *, attention: bool, keys: bool = False) ->
             pixels = preprocess.prepare(model.preprocessor, frames, model.device)
         # 3. Tower, projector, pool.
         with clock.stage("vision"):
-            features = vision.encode(model, pixels, attention=attention, keys=keys)
+            features = vision.encode(model, pixels, attention=attention, keys=keys, chunk_frames=chunk_frames)
     return Seen(frames, features, clock)
 
 

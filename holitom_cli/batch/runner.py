@@ -20,7 +20,8 @@ from holitom_cli.batch.reader import Fetched, ReadAhead, ahead_bytes, reader_cou
 from holitom_cli.batch.speakers import Ended, Open, Speakers, too_late
 from holitom_cli.clock import Clock, Stopwatch
 from holitom_cli.errors import DeviceError, HolitomError, in_a_sentence
-from holitom_cli.types import Answer, Generation, Sampling, Watched
+from holitom_cli.model.vision import CHUNK_FRAMES
+from holitom_cli.types import Answer, Frames, Generation, Sampling, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.cache import Cache
@@ -94,6 +95,7 @@ class Run:
         self._twins: dict[str, list[tuple[Job, Asked]]] = {}  # questions that wait for a row of equal content
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="keeper")
         self._kept: Future[None] | None = None
+        self._chunk_frames = CHUNK_FRAMES  # in the vision tower at a time
         self._postponed: tuple[Fetched, list[tuple[str, Asked]]] | None = None  # until there is more memory
         self._stopping = threading.Event()
         self.watch = Stopwatch()  # where the time of the model's thread goes
@@ -223,6 +225,7 @@ class Run:
         """Take a clip that has been read, and put its questions in line."""
         if self._postponed:
             if not self._speakers:
+                self._speakers.restart(self._speakers.most)  # without the buffers of the answers before it
                 postponed, self._postponed = self._postponed, None
                 yield from self._watch(*postponed)
             return
@@ -268,11 +271,27 @@ class Run:
             return Watched(*fetched.known, plan.method, Clock(model.device))
         assert fetched.frames is not None
         with self.watch.measure("looking"):
-            watched = pipeline.watch(model, fetched.frames, method=plan.method)
+            watched = self._seen(fetched.frames)
         if plan.cache and fetched.cache_key:
             with self.watch.measure("keeping"):
                 self._keep(plan.cache, fetched.cache_key, watched)
         return watched
+
+    def _seen(self, frames: Frames) -> Watched:
+        """Look at a clip; where no answer is under way and the memory is not enough, with fewer frames at a time."""
+        before = self._chunk_frames
+        while True:
+            try:
+                return pipeline.watch(self._model, frames, method=self._plan.method, chunk_frames=self._chunk_frames)
+            except DeviceError:
+                if self._speakers:
+                    raise
+                tried = min(self._chunk_frames, len(frames))
+                if tried == 1:
+                    self._chunk_frames = before  # it is this clip that needs too much
+                    raise
+                self._chunk_frames = tried // 2
+            self._speakers.restart(self._speakers.most)  # gives back what is free; out here nothing holds the failure
 
     def _told(self, watched: Watched, fetched: Fetched) -> Watched:
         """The same, with what is told before every question; the cache knows nothing of that."""

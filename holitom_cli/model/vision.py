@@ -21,7 +21,9 @@ _ATTENTION_FRAMES = 2  # frames whose attention maps, (frames, heads, T, T) floa
 
 
 @torch.inference_mode()
-def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool = False) -> VideoFeatures:
+def encode(
+    model: Model, pixels: Tensor, *, attention: bool = True, keys: bool = False, chunk_frames: int = CHUNK_FRAMES
+) -> VideoFeatures:
     """Encode processed frames.
 
     Features come from the layer that the checkpoint names, before the tower's final norm. A frame that is the one
@@ -32,6 +34,7 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool =
         pixels: (F, 3, H, W) resized and normalised, see `preprocess.prepare`.
         attention: whether the attention that patches receive is wanted.
         keys: whether the tower's last keys are wanted.
+        chunk_frames: frames in the tower at a time; fewer take less memory.
 
     Returns:
         tokens (F, P, D) in the model's dtype; attention (F, P) float32 and keys (F, P, K), or None.
@@ -39,7 +42,7 @@ def encode(model: Model, pixels: Tensor, *, attention: bool = True, keys: bool =
     new = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
     new[1:] = (pixels[1:] != pixels[:-1]).flatten(1).any(1)
     with fastest_attention():
-        parts = new.nonzero()[:, 0].split(CHUNK_FRAMES)
+        parts = new.nonzero()[:, 0].split(chunk_frames)
         chunks = [_encode_chunk(model, pixels[part], attention, keys) for part in parts]
     frame = (new.cumsum(0) - 1).to(model.device)
     tokens, *others = (torch.cat(part)[frame] for part in zip(*chunks, strict=True))

@@ -20,8 +20,9 @@ from holitom_cli.batch.runner import Item, Plan, Run, windows
 from holitom_cli.batch.speakers import Speakers
 from holitom_cli.cache import Cache
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
-from holitom_cli.model import Model
-from holitom_cli.types import Answer, Generation, Sampling
+from holitom_cli.model import Model, vision
+from holitom_cli.types import Answer, Frames, Generation, Sampling
+from tests.clips import make
 from tests.make_random_checkpoint import RANDOM
 
 
@@ -212,6 +213,56 @@ def test_a_clip_that_does_not_fit_beside_answers_waits_for_them(
     speakers.append(run._speakers)
     assert all(isinstance(row.outcome, Answer) for row in run)
     assert refused
+
+
+class SmallCard:
+    """A card whose memory holds so many frames in the vision tower: more are refused as CUDA refuses them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, holds: dict[str, int]) -> None:
+        self.asked_for: list[int] = []
+        self.clip = ""
+        watch, encode = pipeline.watch, vision._encode_chunk
+
+        def watching(model: Model, frames: Frames, **options: Any) -> Any:
+            self.clip = Path(frames.video.path).name if frames.video else ""
+            return watch(model, frames, **options)
+
+        def cramped(model: Model, pixels: torch.Tensor, *more: Any) -> Any:
+            self.asked_for.append(len(pixels))
+            if len(pixels) > holds.get(self.clip, 99):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return encode(model, pixels, *more)
+
+        patch.setattr(pipeline, "watch", watching)
+        patch.setattr(vision, "_encode_chunk", cramped)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_full_memory_means_fewer_frames_at_a_time(
+    model: Model, demo_clip: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    expected = said(items(model, [demo_clip], plan(num_frames=10, rows=rows), 2))
+    card = SmallCard(monkeypatch, {demo_clip.name: 3})
+    assert said(items(model, [demo_clip], plan(num_frames=10, rows=rows), 2)) == expected
+    assert card.asked_for == [8, 4, 2, 2, 2, 2, 2]
+    # So are the clips that follow, which are refused no more.
+    card.asked_for.clear()
+    several = Run(model, [Job(demo_clip, questions(1), (0.0, end)) for end in (4.0, 5.0)], plan(num_frames=4))
+    assert all(isinstance(item.outcome, Answer) for item in several)
+    assert card.asked_for == [4, 2, 2, 2, 2]
+
+
+def test_only_the_clip_that_does_not_fit_at_all_fails(
+    model: Model, demo_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = make(tmp_path / "large.mp4", frames=30)
+    card = SmallCard(monkeypatch, {"large.mp4": 0})
+    rows = items(model, [large, demo_clip, large], plan(num_frames=10, readers=1))
+    outcomes = {row.job.clip.name: row.outcome for row in rows}
+    assert isinstance(outcomes["large.mp4"], DeviceError)
+    assert "--num-frames" in outcomes["large.mp4"].hint
+    assert isinstance(outcomes[demo_clip.name], Answer)
+    assert card.asked_for == [8, 4, 2, 1, 8, 2, 8, 4, 2, 1]  # the others have as many as before
 
 
 @pytest.mark.parametrize("rows", [1, 2])
