@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holitom_cli.batch.fetcher import windows
 from holitom_cli.batch.ledger import Claim, Ledger
 from holitom_cli.batch.manifest import clip_identity, question_key
 from holitom_cli.batch.questions import Job
-from holitom_cli.batch.runner import Plan, windows
+from holitom_cli.batch.runner import Plan
 from holitom_cli.errors import HolitomError
 from holitom_cli.types import VideoInfo
 

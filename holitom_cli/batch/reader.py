@@ -36,7 +36,7 @@ class Fetched:
     note: str = ""  # what has to be said of them
     error: HolitomError | None = None
     parts: list[Job] = field(default_factory=list)
-    seconds: float = 0.0  # that reading took
+    seconds: float = 0.0  # that reading took, so far
 
     @property
     def held_bytes(self) -> int:
@@ -125,4 +125,4 @@ class ReadAhead:
     def _timed(self, job: Job) -> Fetched:
         began = time.perf_counter()
         fetched = self._fetch(job)
-        return replace(fetched, seconds=time.perf_counter() - began)
+        return replace(fetched, seconds=fetched.seconds + time.perf_counter() - began)

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli import methods, pipeline, video
+from holitom_cli.batch.fetcher import Fetcher, sentence
 from holitom_cli.batch.ledger import Claim, Ledger
-from holitom_cli.batch.manifest import clip_identity, question_key, watched_key
+from holitom_cli.batch.manifest import clip_identity
 from holitom_cli.batch.questions import Asked, Job
 from holitom_cli.batch.reader import Fetched, ReadAhead, ahead_bytes, reader_count
 from holitom_cli.batch.speakers import Ended, Open, Speakers, too_late
 from holitom_cli.clock import Clock, Stopwatch
-from holitom_cli.errors import DeviceError, HolitomError, in_a_sentence
+from holitom_cli.errors import DeviceError, HolitomError
 from holitom_cli.model.vision import CHUNK_FRAMES
 from holitom_cli.types import Answer, Frames, Generation, Sampling, Watched
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from holitom_cli.cache import Cache
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
-
-_REST = 0.05  # of a window's length; a shorter rest of a clip belongs to the window before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,22 @@ class Item:
 class Run:
     """One batch: iterate over it for its items, in the order in which they are made."""
 
-    def __init__(self, model: Model, jobs: Iterable[Job], plan: Plan, ledger: Ledger | None = None) -> None:
-        """Prepare to answer the questions of `jobs` that `ledger` has no rows of."""
+    def __init__(
+        self,
+        model: Model,
+        jobs: Iterable[Job],
+        plan: Plan,
+        ledger: Ledger | None = None,
+        fetch: Callable[[Job], Fetched] | None = None,
+    ) -> None:
+        """Prepare to answer the questions of `jobs` that `ledger` has no rows of; clips come from `fetch`, if given."""
         self._model, self._plan, self._ledger = model, plan, ledger or Ledger()
-        self._reader = ReadAhead(jobs, self._fetch, plan.readers, ahead_bytes(plan.processes))
+        info = model.info
+        if fetch is None:
+            fetch = Fetcher(
+                model.checkpoint, (info.id, info.revision, info.dtype), model.device, plan, self._ledger
+            ).fetch
+        self._reader = ReadAhead(jobs, fetch, plan.readers, ahead_bytes(plan.processes))
         self._speakers = Speakers(model, plan.rows, plan.generation)
         self._open: deque[Open] = deque()
         self._twins: dict[str, list[tuple[Job, Asked]]] = {}  # questions that wait for a row of equal content
@@ -157,67 +168,6 @@ class Run:
             self._reader.add(replace(job, asked=(asked,)))
         else:
             yield Item(key, job, asked, state)
-
-    # --- reading, in other threads --------------------------------------------------------------
-
-    def _fetch(self, job: Job) -> Fetched:
-        """Read a job's clip, where one of its questions is open."""
-        fetched = Fetched(replace(job, identity=job.identity or clip_identity(job.clip)))
-        try:
-            if self._plan.every_seconds is not None and job.window is None:
-                fetched.parts = self._cut(fetched.job)
-                return fetched
-            self._claim(fetched)
-            self._read(fetched)
-        except Exception as error:
-            if not fetched.asked:
-                self._claim(fetched)
-            fetched.error = sentence(error)
-        return fetched
-
-    def _cut(self, job: Job) -> list[Job]:
-        """A job for each window of a clip."""
-        length = video.probe(job.clip, timeout_seconds=self._decode_seconds()).duration_seconds
-        return [replace(job, window=window) for window in windows(length, self._plan.every_seconds or math.inf)]
-
-    def _claim(self, fetched: Fetched) -> None:
-        job, info = fetched.job, self._model.info
-        settings = self._plan.settings((info.id, info.revision, info.dtype), job)
-        for asked in job.asked:
-            key = question_key(job.identity or "", asked.text, asked.settings(settings))
-            fetched.asked.append((key, asked, self._ledger.claim(key, job.clip)))
-
-    def _read(self, fetched: Fetched) -> None:
-        if not any(claim is Claim.OPEN for _, _, claim in fetched.asked):
-            return
-        model, plan, job = self._model, self._plan, fetched.job
-        self._read_words(fetched)
-        sampling = plan.sampling_of(job)
-        if plan.cache and not job.clip.is_dir():  # as in ask
-            where = (model.info.dtype, model.device.type)
-            fetched.cache_key = watched_key(job.identity or "", model.checkpoint, where, plan.method, sampling)
-            if known := plan.cache.get(fetched.cache_key, model.device, job.clip):
-                fetched.known = known
-                return
-        fetched.frames = pipeline.read(
-            model.checkpoint, model.device, job.clip, sampling, [plan.method], timeout_seconds=self._decode_seconds()
-        )
-
-    def _read_words(self, fetched: Fetched) -> None:
-        """The clip's subtitles. A batch goes on without, where they were only looked for, and says so."""
-        source = self._plan.subtitles
-        if source is None:
-            return
-        fetched.words = video.subtitles(fetched.job.clip, source, timeout_seconds=self._decode_seconds())
-        if not fetched.words:
-            none = video.no_subtitles(fetched.job.clip, source)
-            if source != "auto":
-                raise none
-            fetched.note = none.message
-
-    def _decode_seconds(self) -> float | None:
-        given = [seconds for seconds in (self._plan.decode_timeout_seconds, self._plan.timeout_seconds) if seconds]
-        return min(given, default=None)
 
     # --- the model, in this thread --------------------------------------------------------------
 
@@ -367,20 +317,6 @@ class Run:
                 yield _item(Ended(question, told))
         if isinstance(told, DeviceError):
             self._speakers.restart(max(1, len(under_way) // 2))
-
-
-def windows(length_seconds: float, every_seconds: float) -> list[tuple[float, float]]:
-    """Start and end of equal parts of a clip; a short rest belongs to the last of them."""
-    count = max(1, math.ceil(length_seconds / every_seconds - _REST))
-    starts = [number * every_seconds for number in range(count)]
-    return list(zip(starts, [*starts[1:], max(length_seconds, starts[-1] + _REST * every_seconds)], strict=True))
-
-
-def sentence(error: Exception) -> HolitomError:
-    """The error as a sentence alone: its traceback would keep what failed, and its tensors, alive."""
-    told = in_a_sentence(error)
-    told.__cause__ = told.__context__ = None
-    return told.with_traceback(None)
 
 
 def _item(ended: Ended) -> Item:

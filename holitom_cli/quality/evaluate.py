@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli import pipeline
+from holitom_cli.batch.fetcher import sentence
 from holitom_cli.batch.manifest import clip_identity, question_key
-from holitom_cli.batch.runner import sentence
 from holitom_cli.errors import HolitomError, UsageError
 from holitom_cli.methods.tools.variants import Variant
 from holitom_cli.model.choices import encode_choices

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from holitom_cli import load_model, methods, pipeline, video
+from holitom_cli.batch.fetcher import windows
 from holitom_cli.batch.ledger import Claim, Ledger
 from holitom_cli.batch.questions import Asked, Job
 from holitom_cli.batch.reader import Fetched, ReadAhead
-from holitom_cli.batch.runner import Item, Plan, Run, windows
+from holitom_cli.batch.runner import Item, Plan, Run
 from holitom_cli.batch.speakers import Speakers
 from holitom_cli.cache import Cache
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
