@@ -22,7 +22,7 @@ from holitom_cli.video.hdr import TRANSFERS
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
-from holitom_cli.video.routing import objection_to_decord
+from holitom_cli.video.routing import AV_REASON, objection_to_decord
 from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
@@ -86,6 +86,8 @@ class Clip:
             "seconds": [seconds[index] if index < len(seconds) else 0.0 for index in picked.indices],
             "cut_off": self._table.lost > 0,
             "ends_early": early_end_warning(stamps[-1], facts.announced_seconds),
+            "decoder": "av",
+            "decoder_reason": AV_REASON,
             "objection": objection_to_decord(
                 facts.format, facts.codec, facts.pixel_format, self._table, mirrored=facts.mirrored
             ),

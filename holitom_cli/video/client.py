@@ -13,7 +13,6 @@ from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames, Sampling, VideoInfo
 from holitom_cli.video.files import readable, shown, subtitle_file
 from holitom_cli.video.hdr import to_ordinary
-from holitom_cli.video.routing import AV_REASON
 from holitom_cli.video.sampling import spacing_warning
 from holitom_cli.video.worker_link import (
     Message,
@@ -216,6 +215,7 @@ class Task:
         self.moved_seconds: float = plan["moved_seconds"]
         self.cut_off: bool = plan["cut_off"]
         self.notes: list[str | None] = [plan["ends_early"], *plan["notes"]]
+        self._first: tuple[str, str] = plan["decoder"], plan["decoder_reason"]
         self._objection: str | None = plan["objection"]
 
     def run(self, decoder: Decoder) -> tuple[Shots, str, str]:
@@ -224,7 +224,7 @@ class Task:
         failures: list[tuple[str, WorkerError]] = []
         for name in order:
             try:
-                shots = self._with_av() if name == "av" else self._with_decord(trusting=decoder == "decord")
+                shots = self._with_decord(trusting=decoder == "decord") if name == "decord" else self._with_first()
                 return shots, name, "; ".join(f"{who} {error}" for who, error in failures) or reason
             except WorkerStoppedError as error:
                 raise user_error(self._info.path, [(name, error)], self._timeout_seconds) from None
@@ -235,14 +235,15 @@ class Task:
 
     def _choose(self, decoder: Decoder) -> tuple[list[str], str]:
         """Decoders to try in order, and why the first one."""
+        first, reason = self._first
         if decoder != "auto":
-            return [decoder], "asked for"
+            return ["decord" if decoder == "decord" else first], "asked for"
         if self._objection or importlib.util.find_spec("decord") is None:
-            return ["av"], AV_REASON
-        return ["av", "decord"], AV_REASON
+            return [first], reason
+        return [first, "decord"], reason
 
-    def _with_av(self) -> Shots:
-        return self._collect(self._worker, "av")
+    def _with_first(self) -> Shots:
+        return self._collect(self._worker, "read")
 
     def _with_decord(self, *, trusting: bool) -> Shots:
         """Run decord in a process of its own. A complaint of its FFmpeg means that it may have lost count."""

@@ -24,9 +24,7 @@ def subtitle_file(clip: str | Path, source: str | Path) -> Path:
 def no_subtitles(clip: str | Path, source: str | Path) -> VideoError:
     """What is said where a clip has no subtitles in words."""
     name = shown(subtitle_file(clip, source))
-    return VideoError(
-        f"{name} has no subtitles in words.", f"Name a file with some: --subtitles {Path(name).stem}.srt"
-    )
+    return VideoError(f"{name} has no subtitles in words.", f"Name a file with some: --subtitles {Path(name).stem}.srt")
 
 
 def readable(path: str | Path) -> str:

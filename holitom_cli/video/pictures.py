@@ -58,6 +58,8 @@ class Pictures:
             "notes": [*picked.notes, "Pictures have no times: one a second is assumed."],
             "cut_off": False,
             "ends_early": None,
+            "decoder": "av",
+            "decoder_reason": "reads one picture after another",
             "objection": "decord reads no pictures",
         }
 

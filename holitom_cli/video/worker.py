@@ -24,6 +24,7 @@ from holitom_cli.video.arena import Arena
 if TYPE_CHECKING:
     from holitom_cli.video.av_reader import Clip
     from holitom_cli.video.pictures import Pictures
+    from holitom_cli.video.webp import Animation
 
 
 class Picture(NamedTuple):
@@ -99,7 +100,7 @@ class Server:
     def __init__(self, arena: str) -> None:
         self.free: queue.SimpleQueue[int] = queue.SimpleQueue()  # cells that may be written to
         self._arena = Arena(arena)
-        self._clip: Clip | None = None  # the last one, which knows its packets
+        self._clip: Clip | Animation | None = None  # the last one, which knows its packets
         self._identity: object = None
 
     def answer(self, request: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -120,20 +121,21 @@ class Server:
                 yield clip.probe()
             case "plan":
                 yield clip.plan(sampling_of(request["sampling"]))
-            case "av":
+            case "read":
                 yield from self._frames(request, clip.read(request["indices"]))
 
-    def _open(self, path: str) -> Clip | Pictures:
+    def _open(self, path: str) -> Clip | Animation | Pictures:
         """What is known of the clip, as long as its file stays the same."""
         from holitom_cli.video.av_reader import Clip
         from holitom_cli.video.pictures import Pictures
+        from holitom_cli.video.webp import Animation, is_animation
 
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
             return Pictures(path)  # its own times do not tell whether a picture has changed
         identity = (path, status.st_size, status.st_mtime_ns, status.st_ino)
         if self._clip is None or self._identity != identity:
-            self._clip, self._identity = Clip(path), identity
+            self._clip, self._identity = Animation(path) if is_animation(path) else Clip(path), identity
         return self._clip
 
     def _frames(self, request: dict[str, Any], pictures: Iterable[Picture]) -> Iterable[dict[str, Any]]:

@@ -130,7 +130,7 @@ def test_decord_is_tried_only_where_it_is_exact(made: Maker, monkeypatch: pytest
     def fail(_: object) -> None:
         raise WorkerError("is broken")
 
-    monkeypatch.setattr(client.Task, "_with_av", fail)
+    monkeypatch.setattr(client.Task, "_with_first", fail)
     if RECIPES[name][1] == "both":
         frames = read(made(name), 17)
         assert (frames.decoder, frames.decoder_reason) == ("decord", "av is broken")
