@@ -293,6 +293,7 @@ class ModelInfo:
     shape: ModelShape
     preprocessor_file: str | None = None
     reason: str = ""  # why this checkpoint, where it was chosen for the user
+    quantize: Literal["int8", "int4"] | None = None  # how the language model's matrices are kept; None: in dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from holitom_cli.model.quantise import Packed, PackedLinear, multiply
+
 _KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, in this order
@@ -39,6 +41,30 @@ class Joined(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., sum of the layers' outputs)."""
         return F.linear(states, self.weight, self.bias)
+
+
+class JoinedPacked(nn.Module):
+    """Several packed linear layers of one input as one."""
+
+    def __init__(self, *layers: PackedLinear) -> None:
+        super().__init__()
+        values, steps = (
+            [part.data for part in parts] for parts in zip(*(layer.packed for layer in layers), strict=True)
+        )
+        self.packed = Packed(_one(values), _one(steps))
+        biases = [layer.bias.data for layer in layers if layer.bias is not None]
+        self.bias = _one(biases) if biases else None
+        rows = 0
+        for layer in layers:
+            part = slice(rows, rows + layer.out_features)
+            layer.values.data, layer.steps.data = self.packed.rows(part.start, part.stop)
+            if self.bias is not None and layer.bias is not None:
+                layer.bias.data = self.bias[part]
+            rows = part.stop
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., sum of the layers' outputs)."""
+        return multiply(states, self.packed, self.bias)
 
 
 def _one(parts: list[Tensor]) -> Tensor:
@@ -74,8 +100,12 @@ def join_language(language_model: Any) -> None:
     """Join the projections of every decoder layer."""
     for layer in language_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        attention.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        mlp.gate_up = Joined(mlp.gate_proj, mlp.up_proj)
+        attention.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        mlp.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+
+
+def _joined(*layers: Any) -> nn.Module:
+    return JoinedPacked(*layers) if isinstance(layers[0], PackedLinear) else Joined(*layers)
 
 
 def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:

@@ -20,6 +20,7 @@ from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
+from holitom_cli.model.quantise import Quantize, check_quantize, count_weights
 from holitom_cli.model.weights import empty_network, fill, reading, unfit
 from holitom_cli.types import ModelInfo, ModelShape
 
@@ -120,6 +121,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     device_map: DeviceMap | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Load a LLaVA-OneVision checkpoint in the transformers layout (safetensors only, no remote code).
 
@@ -129,13 +131,15 @@ def load_model(
         dtype: auto, bfloat16, float16 or float32, or torch's own.
         revision: branch, tag or commit of a hub id.
         device_map: spread the checkpoint by accelerate: "auto", or {module: device}.
+        quantize: "int8" or "int4" keeps the language model's matrices in so many bits, see `quantise`.
 
     Raises:
         ModelError: missing, incomplete, or not LLaVA-OneVision.
         DeviceError: the device is absent or too small.
+        UsageError: `quantize` is not known, or used with `device_map`.
     """
     checkpoint = read_checkpoint(locate(str(path_or_id), revision))
-    return load(checkpoint, str(device), str(dtype).removeprefix("torch."), device_map)
+    return load(checkpoint, str(device), str(dtype).removeprefix("torch."), device_map, quantize)
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
@@ -155,14 +159,20 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
 
 def load(
-    checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", device_map: DeviceMap | None = None
+    checkpoint: Checkpoint,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: DeviceMap | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Read the weights, straight to the device.
 
     Raises:
         ModelError: missing or damaged tensors.
         DeviceError: the device is absent or too small.
+        UsageError: `quantize` is not known, or used with `device_map`.
     """
+    kept_as = check_quantize(quantize, spread=device_map is not None)
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
     room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
@@ -170,17 +180,17 @@ def load(
         if device_map:  # accelerate moves and offloads modules one by one
             network = _spread(checkpoint, number_format, device_map)
         else:
-            network = _read(checkpoint, target, number_format)
+            network = _read(checkpoint, target, number_format, kept_as)
             join_tower(network.model.vision_tower)
             join_language(network.model.language_model)
     network.eval()
-    return Model(network, checkpoint, describe(checkpoint, network, target, number_format))
+    return Model(network, checkpoint, describe(checkpoint, network, target, number_format, kept_as))
 
 
-def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantize: Quantize | None) -> Any:
     """The network on one device. Its files are read while the library, which takes longer than them, is imported."""
     source = checkpoint.source
-    with reading([source.path / name for name in weight_files(source)], device, dtype) as coming:
+    with reading([source.path / name for name in weight_files(source)], device, dtype, quantize) as coming:
         network = empty_network(checkpoint.config, dtype)
         found = {name: tensor.result() for name, tensor in coming.items()}
     _check_loaded(source, *unfit(network, found))
@@ -225,7 +235,9 @@ def _check_loaded(source: Source, missing: Sequence[str], other: Sequence[tuple[
         )
 
 
-def describe(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
+def describe(
+    checkpoint: Checkpoint, network: Any, device: torch.device, dtype: torch.dtype, quantize: Quantize | None = None
+) -> ModelInfo:
     """What is said of a network that runs."""
     source = checkpoint.source
     return ModelInfo(
@@ -236,7 +248,8 @@ def describe(checkpoint: Checkpoint, network: Any, device: torch.device, dtype: 
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         device_name=device_name(device),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        quantize=quantize,
+        parameters=count_weights(network),
         shape=checkpoint.shape,
         reason=source.reason,
     )

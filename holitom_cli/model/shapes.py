@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,10 @@ from holitom_cli.model.device import choose_device, choose_dtype, device_name, m
 from holitom_cli.model.hub import Source
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.loading import Checkpoint, Model, describe, shape_of
+from holitom_cli.model.memory import free_bytes
 from holitom_cli.model.preprocess import Preprocessor
-from holitom_cli.model.weights import empty_network, fill
+from holitom_cli.model.quantise import Packed, Quantize, check_quantize, pieces, store
+from holitom_cli.model.weights import empty_network, fill, packed_places, weight_bytes
 
 PREFIX = "shape:"
 
@@ -95,45 +96,60 @@ def published_config(name: str, placeholders: tuple[int, int] = _PLACEHOLDERS) -
     return config
 
 
-def build_shape(name: str, *, device: str = "auto", dtype: str = "auto") -> Model:
+def build_shape(name: str, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None) -> Model:
     """A model with random weights at a published shape, ready to run; it knows no words.
 
     Args:
         name: "7b" or "0.5b".
         device: as of `load_model`.
         dtype: as of `load_model`.
+        quantize: as of `load_model`.
 
     Raises:
-        UsageError: there is no such shape.
+        UsageError: there is no such shape, or no such `quantize`.
         DeviceError: the device is absent, or its free memory does not hold the weights.
     """
+    kept_as = check_quantize(quantize)
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
     config = published_config(name)
-    network = random_network(config, target, number_format, label=f"{PREFIX}{name}")
+    network = random_network(config, target, number_format, label=f"{PREFIX}{name}", quantize=kept_as)
     join_tower(network.model.vision_tower)
     join_language(network.model.language_model)
     source = Source(f"{PREFIX}{name}", Path(), "local")
     checkpoint = ShapeCheckpoint(source, config, shape_of(config), random=True)
-    return Model(network, checkpoint, describe(checkpoint, network, target, number_format))
+    return Model(network, checkpoint, describe(checkpoint, network, target, number_format, kept_as))
 
 
-def random_network(config: Any, device: torch.device, dtype: torch.dtype, label: str, seed: int = 0) -> Any:
+def random_network(
+    config: Any, device: torch.device, dtype: torch.dtype, label: str, seed: int = 0, quantize: Quantize | None = None
+) -> Any:
     """The library's network, its weights drawn on the device in their number format: nothing is held twice.
+
+    What is quantised is drawn and quantised piece by piece, so its weights are others than without that.
 
     Raises:
         DeviceError: the device's free memory does not hold them.
     """
     network = empty_network(config, dtype)
-    _check_memory(sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize, device, label)
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    _check_memory(weight_bytes(shapes, dtype, quantize), device, label)
     stream = torch.Generator(device).manual_seed(seed)
     with memory_advice(device_name(device), f"for {label}", _SMALLER):
-        fill(network, lambda name, like: _drawn(name, like, device, stream))
+        packed = packed_places(shapes, device, quantize)
+        fill(network, lambda name, like: _drawn(name, like, device, stream, packed.get(name)))
         network.to(device)  # the buffers
     return network.eval()
 
 
-def _drawn(name: str, like: Tensor, device: torch.device, stream: torch.Generator) -> Tensor:
+def _drawn(
+    name: str, like: Tensor, device: torch.device, stream: torch.Generator, place: Packed | None
+) -> Tensor | Packed:
+    if place is not None:
+        for start, stop in pieces(place.shape):
+            fresh = torch.empty((stop - start, like.shape[1]), dtype=like.dtype, device=device)
+            store(place.rows(start, stop), fresh.normal_(0, _SPREAD, generator=stream))
+        return place
     fresh = torch.empty(like.shape, dtype=like.dtype, device=device)
     if like.ndim > 1 or name.endswith("image_newline"):
         return fresh.normal_(0, _SPREAD, generator=stream)
@@ -148,16 +164,3 @@ def _check_memory(needed: int, device: torch.device, label: str) -> None:
             f"{free / 1024**3:.1f} GiB free.",
             _SMALLER,
         )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where that cannot be told."""
-    if device.type == "cuda":
-        gc.collect()  # a model that has just been given up
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        import psutil  # type: ignore[import-untyped,unused-ignore]
-
-        return int(psutil.virtual_memory().available)
-    return None

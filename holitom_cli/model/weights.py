@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holitom_cli.model import quantise
 from holitom_cli.model.layers import TOGETHER
+from holitom_cli.model.quantise import Packed, Quantize
 
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -30,20 +33,26 @@ def empty_network(config: Any, dtype: torch.dtype) -> Any:
     return network
 
 
-def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
-    """Replace every parameter; those that two modules share stay shared."""
-    made = {id(old): nn.Parameter(make(name, old), requires_grad=False) for name, old in network.named_parameters()}
+def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor | Packed]) -> None:
+    """Replace every parameter, and modules whose weights come packed; what two modules share stays shared."""
+    held = dict(network.named_parameters())  # as long as they are told apart by their ids
+    coming = {id(old): make(name, old) for name, old in held.items()}
+    quantise.install(network, {at: new for at, new in coming.items() if isinstance(new, Packed)})
+    made = {at: nn.Parameter(new, requires_grad=False) for at, new in coming.items() if isinstance(new, Tensor)}
     for module in network.modules():
         for name, old in list(module.named_parameters(recurse=False)):
             setattr(module, name, made.get(id(old), old))
 
 
 @contextmanager
-def reading(files: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Future[Tensor]]]:
+def reading(
+    files: Iterable[Path], device: torch.device, dtype: torch.dtype, quantize: Quantize | None = None
+) -> Iterator[dict[str, Future[Tensor | Packed]]]:
     """Read all tensors of safetensors files to a device while the caller does something else.
 
     Gives a tensor to come for each name, in the names of a network. Projections of one input lie behind one another in
-    one tensor, where `layers` wants them. What is not read yet when the caller ends, or fails, is not read at all.
+    one tensor, where `layers` wants them. What is quantised is so piece by piece: no matrix is there as it is stored.
+    What is not read yet when the caller ends, or fails, is not read at all.
 
     Raises:
         SafetensorError: a file is damaged.
@@ -55,21 +64,31 @@ def reading(files: Iterable[Path], device: torch.device, dtype: torch.dtype) -> 
         opened: list[Any] = [safe_open(path, framework="pt") for path in files]
         stored = {network_name(name): (file, name) for file in opened for name in file.keys()}  # noqa: SIM118  # no dictionary
         shapes = {name: tuple(file.get_slice(at).get_shape()) for name, (file, at) in stored.items()}
-        places = _side_by_side(shapes, device, dtype)
+        packed = packed_places(shapes, device, quantize)
+        plain = {name: shape for name, shape in shapes.items() if name not in packed}
+        joined = _side_by_side(plain, lambda _, shape: torch.empty(shape, dtype=dtype, device=device))
+        places: dict[str, Tensor | Packed] = {**joined, **packed}
         yield {name: pool.submit(_read, *at, device, dtype, places.get(name)) for name, at in stored.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file: Any, name: str, device: torch.device, dtype: torch.dtype, place: Tensor | None) -> Tensor:
+def _read(
+    file: Any, name: str, device: torch.device, dtype: torch.dtype, place: Tensor | Packed | None
+) -> Tensor | Packed:
     """One tensor; converted on the device, which is faster at it, after the copy."""
-    tensor: Tensor = file.get_tensor(name).to(device)  # on a CPU these are still the file's own pages
+    tensor: Tensor = file.get_tensor(name)  # on a CPU these are still the file's own pages
+    if isinstance(place, Packed):
+        for start, stop in quantise.pieces(place.shape):
+            quantise.store(place.rows(start, stop), tensor[start:stop].to(device))
+        return place
+    tensor = tensor.to(device)
     return tensor.to(dtype) if place is None else place.copy_(tensor)
 
 
-def _side_by_side(shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Memory for tensors that are to lie behind one another, by name."""
-    places: dict[str, Tensor] = {}
+def _side_by_side(shapes: Mapping[str, tuple[int, ...]], make: Callable[[str, tuple[int, ...]], Any]) -> dict[str, Any]:
+    """Memory for tensors that are to lie behind one another, by name; `make` gets a name and the shape of all."""
+    places: dict[str, Any] = {}
     for name in shapes:
         for group in TOGETHER:
             names = [name.replace(f".{group[0]}.", f".{member}.") for member in group]
@@ -77,9 +96,29 @@ def _side_by_side(shapes: Mapping[str, tuple[int, ...]], device: torch.device, d
                 continue
             if all(other in shapes for other in names):
                 rows = [shapes[other][0] for other in names]
-                whole = torch.empty((sum(rows), *shapes[name][1:]), dtype=dtype, device=device)
+                whole = make(name, (sum(rows), *shapes[name][1:]))
                 places |= zip(names, whole.split(rows), strict=True)
     return places
+
+
+def packed_places(
+    shapes: Mapping[str, tuple[int, ...]], device: torch.device, quantize: Quantize | None
+) -> dict[str, Packed]:
+    """Memory for what is quantised, by name; projections of one input lie behind one another."""
+    bits = {name: found for name, shape in shapes.items() if (found := quantise.bits_of(name, shape, quantize))}
+    chosen = {name: shapes[name] for name in bits}
+    places = _side_by_side(chosen, lambda name, shape: quantise.empty(shape, bits[name], device))
+    return {name: places.get(name) or quantise.empty(shape, bits[name], device) for name, shape in chosen.items()}
+
+
+def weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, quantize: Quantize | None) -> int:
+    """Bytes that parameters of these names and shapes take."""
+
+    def one(name: str, shape: tuple[int, ...]) -> int:
+        bits = quantise.bits_of(name, shape, quantize)
+        return quantise.packed_bytes(shape, bits) if bits else math.prod(shape) * dtype.itemsize
+
+    return sum(one(name, shape) for name, shape in shapes.items())
 
 
 def network_name(stored: str) -> str:
@@ -93,7 +132,7 @@ def network_name(stored: str) -> str:
     return "model." + name.replace("language_model.model.", "language_model.", 1)
 
 
-def unfit(network: nn.Module, found: Mapping[str, Tensor]) -> tuple[list[str], list[tuple[str, Any, Any]]]:
+def unfit(network: nn.Module, found: Mapping[str, Tensor | Packed]) -> tuple[list[str], list[tuple[str, Any, Any]]]:
     """Names of parameters that are not among the tensors found, and (name, stored, wanted) of those of other shapes."""
     wanted = dict(network.named_parameters())  # what is shared, once
     missing = sorted(set(wanted) - set(found))
