@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     IntArray = np.ndarray[Any, np.dtype[np.int64]]
     FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+    BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
     ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -294,6 +295,11 @@ class ModelInfo:
     preprocessor_file: str | None = None
     reason: str = ""  # why this checkpoint, where it was chosen for the user
     quantize: Literal["int8", "int4"] | None = None  # how the language model's matrices are kept; None: in dtype
+
+    @property
+    def number_format(self) -> str:
+        """Of states and weights, in words: the same checkpoint says other things in another."""
+        return f"{self.dtype}, weights in {self.quantize}" if self.quantize else self.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ def ask(
     rivals = [chosen, methods.get("full")] if baseline else [chosen]
     for rival in rivals:
         session.check_room(checkpoint, rival, most_frames(wish, info), asked, given)
+    session.check_memory(model, checkpoint, rivals, most_frames(wish, info), asked, answer.max_new_tokens)
     # 2. The model, and what it sees: what it has seen already, or else the frames.
     shelf = None if baseline else session.shelf(kept, file, model, checkpoint, chosen, wish)
     known = shelf.find() if shelf else None

@@ -82,6 +82,10 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of every answer.", min=2)] = 64,
     device: Annotated[str, typer.Option("--device", help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")] = "auto",
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help="int8 or int4 keeps the language model's weights in so many bits."),
+    ] = None,
     output: Annotated[Output, typer.Option("--output", "-o", help="How to write the figures.")] = Output.table,
     seed: Annotated[int, typer.Option("--seed", help="Seed of prompts and made-up frames.", min=0, max=2**31)] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")] = False,
@@ -108,7 +112,7 @@ def bench(
     measured = []
     names: list[str | None] = list(model) if model else [None]
     for name in names:
-        options = ModelOptions(model=name, device=device, dtype=dtype, yes=yes)
+        options = ModelOptions(model=name, device=device, dtype=dtype, quantize=quantize, yes=yes)
         loaded = _load(options, talk)
         measured.append(_measure(loaded, _ours(loaded, asked, talk), rivals, clip, counts, plan, talk))
         del loaded  # before the next one comes
@@ -142,7 +146,7 @@ def _load(options: ModelOptions, talk: Talk) -> Model:
     if options.model and options.model.startswith(shapes.PREFIX):
         with talk.busy(f"Drawing weights for {options.model}"):
             name = options.model.removeprefix(shapes.PREFIX)
-            return shapes.build_shape(name, device=options.device, dtype=options.dtype)
+            return shapes.build_shape(name, device=options.device, dtype=options.dtype, quantize=options.quantize)
     checkpoint = session.find_checkpoint(options, methods.get("full"), talk)
     return session.load(options, checkpoint, talk)
 

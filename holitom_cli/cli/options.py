@@ -188,6 +188,12 @@ class ModelOptions:
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _MODEL)] = None
     device: Annotated[str, _option("--device", "auto, cuda, cuda:N, mps or cpu.", _MODEL)] = "auto"
     dtype: Annotated[str, _option("--dtype", "auto, bfloat16, float16 or float32.", _MODEL)] = "auto"
+    quantize: Annotated[
+        str | None,
+        _option(
+            "--quantize", "int8 or int4 keeps the language model's weights in so many bits, for small cards.", _MODEL
+        ),
+    ] = None
     device_map: Annotated[
         str | None,
         _option("--device-map", "auto spreads a checkpoint that is larger than one GPU.", _MODEL),

@@ -39,7 +39,9 @@ def find_checkpoint(options: ModelOptions, method: Method, talk: Talk) -> Checkp
         raise UsageError("Option --device-map chooses the devices itself.", "Leave --device out, or --device-map.")
     from holitom_cli.model.device import choose_device, choose_dtype
     from holitom_cli.model.loading import read_checkpoint
+    from holitom_cli.model.quantise import check_quantize
 
+    check_quantize(options.quantize, spread=options.device_map is not None)
     device = choose_device(options.device)
     choose_dtype(options.dtype, device)  # a wrong one is told before anything is downloaded
     checkpoint = read_checkpoint(_source(options, device, talk))
@@ -72,7 +74,7 @@ def load(options: ModelOptions, checkpoint: Checkpoint, talk: Talk) -> Model:
 
     with talk.busy(f"Loading {checkpoint.source.id}"):
         spread = "auto" if options.device_map else None
-        model = loading.load(checkpoint, options.device, options.dtype, spread)
+        model = loading.load(checkpoint, options.device, options.dtype, spread, options.quantize)
     spare_threads(model)
     return model
 
@@ -198,6 +200,32 @@ def check_room(
         pipeline.check_room(checkpoint, method, frame_count, len(before) + len(after))
 
 
+def check_memory(
+    options: ModelOptions,
+    checkpoint: Checkpoint,
+    rivals: Sequence[Method],
+    frame_count: int,
+    questions: Sequence[str],
+    new_tokens: int,
+) -> None:
+    """Refuse what a GPU has too little memory for, before a frame is decoded or a weight read."""
+    from holitom_cli.model import loading, memory
+    from holitom_cli.model.device import choose_device
+
+    device = choose_device(options.device)
+    if options.device_map or device.type != "cuda":
+        return
+    text = max(sum(map(len, checkpoint.chat.encode(question))) for question in questions)
+    patches = checkpoint.visual_grid**2
+    task = memory.Task(
+        frame_count,
+        lambda frames: max(method.most_tokens(frames, patches) for method in rivals) + 1 + text,
+        new_tokens,
+        patches,
+    )
+    loading.check_memory(checkpoint, options.device, options.dtype, options.quantize, task)
+
+
 def read_questions(single: str | None, several: Sequence[str] | None, file: Path | None) -> list[str]:
     """All questions, from the argument (- is stdin), the options and a file with one a line."""
     asked = [_from_stdin() if single == "-" else single] if single is not None else []
@@ -250,7 +278,7 @@ def fetch(model: str, revision: str | None, talk: Talk, *, yes: bool) -> Source:
 def _source(options: ModelOptions, device: torch.device, talk: Talk) -> Source:
     from holitom_cli.model import hub
 
-    name, why = (options.model, "") if options.model else hub.default_model(device)
+    name, why = (options.model, "") if options.model else hub.default_model(device, options.quantize)
     if why:
         talk.say(f"Using {name}: {why}.")
     try:

@@ -20,7 +20,8 @@ LARGE = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
 SMALL = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
 DEMO = "demo"
 
-_LARGE_NEEDS_BYTES = 19 * 1024**3  # 15.0 GiB of bfloat16 weights, and room for the video and the cache
+# Weights, 15.0 GiB in bfloat16, and room for the video and the cache.
+_LARGE_NEEDS_GIB: dict[str | None, int] = {None: 19, "int8": 11, "int4": 8}
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 _IGNORED = ["onnx/*"]
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -55,7 +56,7 @@ class NotHereError(ModelError):
     """A hub checkpoint that has not been downloaded, or not completely."""
 
 
-def default_model(device: torch.device) -> tuple[str, str]:
+def default_model(device: torch.device, quantize: str | None = None) -> tuple[str, str]:
     """The checkpoint to use when none is named, and why. Decided by total memory, so that it never changes."""
     if device.type != "cuda":
         return SMALL, f"the 0.5B checkpoint, because {device.type} is slow for 7B"
@@ -63,9 +64,9 @@ def default_model(device: torch.device) -> tuple[str, str]:
 
     total = torch.cuda.get_device_properties(device).total_memory
     size = f"the card has {total / 1024**3:.0f} GiB"
-    if total >= _LARGE_NEEDS_BYTES:
+    if total >= _LARGE_NEEDS_GIB[quantize] * 1024**3:
         return LARGE, f"the 7B checkpoint, because {size}"
-    return SMALL, f"the 0.5B checkpoint, because {size} and 7B needs {_LARGE_NEEDS_BYTES // 1024**3}"
+    return SMALL, f"the 0.5B checkpoint, because {size} and 7B needs {_LARGE_NEEDS_GIB[quantize]}"
 
 
 def locate(model: str, revision: str | None = None, reason: str = "") -> Source:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from holitom_cli.errors import HolitomError, ModelError
+from holitom_cli.model import memory
 from holitom_cli.model.attention import device_of
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
 from holitom_cli.model.hub import Source, check_architecture, locate
@@ -21,10 +22,10 @@ from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.model.quantise import Quantize, check_quantize, count_weights
-from holitom_cli.model.weights import empty_network, fill, reading, unfit
+from holitom_cli.model.weights import empty_network, fill, reading, stored_shapes, unfit
 from holitom_cli.types import ModelInfo, ModelShape
 
-_LARGER = "Close other programs on the GPU, use --device-map auto, or a smaller checkpoint."
+_LARGER = "Close other programs on the GPU, use --quantize int8 or int4, --device-map auto, or a smaller checkpoint."
 
 DeviceMap = str | Mapping[str, int | str]  # "auto", or where each module goes
 
@@ -175,6 +176,8 @@ def load(
     kept_as = check_quantize(quantize, spread=device_map is not None)
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
+    if not device_map:
+        check_memory(checkpoint, device, dtype, quantize)
     room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
     with _quiet(), _readable(checkpoint.source), room:
         if device_map:  # accelerate moves and offloads modules one by one
@@ -185,6 +188,31 @@ def load(
             join_language(network.model.language_model)
     network.eval()
     return Model(network, checkpoint, describe(checkpoint, network, target, number_format, kept_as))
+
+
+def check_memory(
+    checkpoint: Checkpoint, device: str, dtype: str, quantize: str | None, task: memory.Task | None = None
+) -> None:
+    """Refuse what a GPU has too little memory for, before a weight is read.
+
+    Args:
+        checkpoint: whose weights are to be loaded.
+        device: as of `load_model`.
+        dtype: as of `load_model`.
+        quantize: as of `load_model`.
+        task: what is to be asked; where that is not known, the weights alone count.
+
+    Raises:
+        DeviceError: it has too little; names settings with which it has enough.
+    """
+    target, kept_as = choose_device(device), check_quantize(quantize)
+    if target.type != "cuda":
+        return
+    source = checkpoint.source
+    with _readable(source):
+        shapes = stored_shapes(source.path / name for name in weight_files(source))
+    number_format = choose_dtype(dtype, target)
+    memory.check(source.id, checkpoint.shape, shapes, target, number_format, kept_as, task)
 
 
 def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantize: Quantize | None) -> Any:

@@ -48,21 +48,28 @@ class Need:
         return self.weights + self.cache + self.work
 
 
-def need(shape: ModelShape, shapes: Shapes, dtype: torch.dtype, quantize: Quantize | None, task: Task) -> Need:
-    """Bytes of weights, cache and the largest stage; an upper bound, but for the library's own workspaces."""
+def need(shape: ModelShape, shapes: Shapes, dtype: torch.dtype, quantize: Quantize | None, task: Task | None) -> Need:
+    """Bytes of weights, cache and the largest stage; an upper bound, but for the libraries' own workspaces.
+
+    Args:
+        shape: the checkpoint's widths.
+        shapes: its tensors'.
+        dtype: the number format.
+        quantize: how the language model's matrices are kept.
+        task: what is asked; None counts the weights alone.
+    """
+    weights = weight_bytes(shapes, dtype, quantize)
+    if task is None:
+        return Need(weights, 0, 0)
     each, tokens = dtype.itemsize, task.tokens(task.frames)
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * each * (tokens + task.new_tokens)
     seen = task.frames * task.patches * shape.hidden  # numbers of all visual tokens
     pixels = 4 * task.frames * shape.vision_patches * shape.patch_pixels
-    inside = (
-        12 * shape.vision_hidden + 2 * shape.vision_intermediate + 2 * shape.hidden
-    )  # a patch, in tower and projector
-    chunk = each * min(task.frames, CHUNK_FRAMES) * shape.vision_patches * inside
-    vision = pixels + 2 * each * seen + chunk
+    inside = 12 * shape.vision_hidden + 2 * shape.vision_intermediate + 2 * shape.hidden  # of a patch, up to the pool
+    vision = pixels + 2 * each * seen + each * min(task.frames, CHUNK_FRAMES) * shape.vision_patches * inside
     compress = pixels + (2 * each + 4) * seen  # cosines are taken in float32
     unpacked = min(UNPACKED_AT_ONCE, 2 * shape.intermediate * shape.hidden) if quantize else 0
     prefill = each * (seen + tokens * (4 * shape.intermediate + 2 * shape.hidden) + unpacked)
-    weights = weight_bytes(shapes, dtype, quantize)
     # No key is there before the last visual token is.
     return Need(weights, cache, max(vision - cache, compress - cache, prefill))
 
@@ -74,45 +81,43 @@ def check(
     device: torch.device,
     dtype: torch.dtype,
     quantize: Quantize | None,
-    task: Task,
+    task: Task | None,
 ) -> None:
     """Refuse what a GPU has no memory for, before a weight is read.
 
     Args:
         label: the checkpoint's name.
-        shape: its widths.
-        shapes: its tensors'.
-        device: on which it is to run; only a GPU's memory can be told.
-        dtype: the number format.
-        quantize: how the language model's matrices are to be kept.
-        task: what is to be asked.
+        device: the GPU that it is to run on.
+        shape: as of `need`.
+        shapes: as of `need`.
+        dtype: as of `need`.
+        quantize: as of `need`.
+        task: as of `need`.
 
     Raises:
         DeviceError: it has too little; names settings with which it has enough.
     """
-    if device.type != "cuda":
-        return
     free, wanted = free_bytes(device), need(shape, shapes, dtype, quantize, task)
     if free is None or wanted.total <= free:
         return
+    what = f"{label} with {_frames(task.frames)} takes" if task else f"The weights of {label} take"
+    share = f" ({_gib(wanted.weights)} of it weights)" if task else ""
     raise DeviceError(
-        f"{label} with {_frames(task.frames)} takes {_gib(wanted.total)} ({_gib(wanted.weights)} of weights), but "
-        f"{device_name(device)} has {_gib(free)} free.",
+        f"{what} {_gib(wanted.total)}{share}, but {device_name(device)} has {_gib(free)} free.",
         suggestion(shape, shapes, dtype, quantize, task, free),
     )
 
 
 def suggestion(
-    shape: ModelShape, shapes: Shapes, dtype: torch.dtype, quantize: Quantize | None, task: Task, free: int
+    shape: ModelShape, shapes: Shapes, dtype: torch.dtype, quantize: Quantize | None, task: Task | None, free: int
 ) -> str:
     """The first of some changes of settings with which so many free bytes are enough."""
-    for kept_as, frames in _changes(quantize, task.frames):
-        wanted = need(shape, shapes, dtype, kept_as, replace(task, frames=frames)).total
-        if wanted + _SPARE_BYTES <= free:
-            named = [f"--quantize {kept_as}"] * (kept_as != quantize) + [f"--num-frames {frames}"] * (
-                frames != task.frames
-            )
-            return f"Use {' and '.join(named)}: that takes {_gib(wanted)}." if named else _NO_WAY
+    for kept_as, frames in _changes(quantize, task.frames if task else 1):
+        wanted = need(shape, shapes, dtype, kept_as, replace(task, frames=frames) if task else None).total
+        named = [f"--quantize {kept_as}"] if kept_as != quantize else []
+        named += [f"--num-frames {frames}"] if task and frames != task.frames else []
+        if named and wanted + _SPARE_BYTES <= free:
+            return f"Use {' and '.join(named)}: that takes {_gib(wanted)}."
     return _NO_WAY
 
 

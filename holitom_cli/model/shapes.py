@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +134,7 @@ def random_network(
     """
     network = empty_network(config, dtype)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    _check_memory(weight_bytes(shapes, dtype, quantize), device, label)
+    _check_memory(shapes, device, dtype, quantize, label)
     stream = torch.Generator(device).manual_seed(seed)
     with memory_advice(device_name(device), f"for {label}", _SMALLER):
         packed = packed_places(shapes, device, quantize)
@@ -156,11 +157,20 @@ def _drawn(
     return fresh.fill_(1.0 if name.endswith("weight") else 0.0)  # norms and biases
 
 
-def _check_memory(needed: int, device: torch.device, label: str) -> None:
-    free = free_bytes(device)
-    if free is not None and needed > free:
-        raise DeviceError(
-            f"The weights of {label} take {needed / 1024**3:.1f} GiB, but {device_name(device)} has "
-            f"{free / 1024**3:.1f} GiB free.",
-            _SMALLER,
-        )
+def _check_memory(
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize | None,
+    label: str,
+) -> None:
+    needed, free = weight_bytes(shapes, dtype, quantize), free_bytes(device)
+    if free is None or needed <= free:
+        return
+    formats: tuple[Quantize, ...] = ("int8", "int4")
+    smaller = [f"--quantize {kept_as}, " for kept_as in formats if weight_bytes(shapes, dtype, kept_as) <= free]
+    raise DeviceError(
+        f"The weights of {label} take {needed / 1024**3:.1f} GiB, but {device_name(device)} has "
+        f"{free / 1024**3:.1f} GiB free.",
+        _SMALLER.replace("Use ", f"Use {smaller[0] if smaller else ''}"),
+    )

@@ -44,6 +44,21 @@ def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor | Packed]) -> 
             setattr(module, name, made.get(id(old), old))
 
 
+def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of safetensors files, in the names of a network; no tensor is read.
+
+    Raises:
+        SafetensorError: a file is damaged.
+    """
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            shapes |= {network_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no dictionary
+    return shapes
+
+
 @contextmanager
 def reading(
     files: Iterable[Path], device: torch.device, dtype: torch.dtype, quantize: Quantize | None = None

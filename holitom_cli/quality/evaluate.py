@@ -108,7 +108,7 @@ def _identity(model: Model) -> dict[str, Any]:
     """Which weights answer: those in a directory of one's own may be others today."""
     info = model.info
     files = sorted(Path(info.path).glob("*.safetensors"))
-    return {"model": [info.id, info.revision, info.dtype, *(clip_identity(file) for file in files)]}
+    return {"model": [info.id, info.revision, info.number_format, *(clip_identity(file) for file in files)]}
 
 
 def _settings(item: Item, variant: Variant, plan: Plan) -> dict[str, Any]:

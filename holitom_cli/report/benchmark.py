@@ -35,7 +35,7 @@ _STAGES = {
     "step": "- one step",
 }
 COLUMNS = (
-    "model", "dtype", "device_name", "frames", "rival", "budget", "visual_tokens", "prompt_tokens", "stage",
+    "model", "dtype", "quantize", "device_name", "frames", "rival", "budget", "visual_tokens", "prompt_tokens", "stage",
     "median_ms", "low_ms", "high_ms", "first_ms", "floor_ms", "tflop_per_s", "tb_per_s", "error",
 )  # fmt: skip
 
@@ -74,7 +74,8 @@ def bench_document(
 def bench_rows(measured: Measured) -> list[dict[str, Any]]:
     """Return a row for each clip length and rival, which names its model."""
     info = measured.model
-    named = {"model": info.id, "weights": info.kind, "dtype": info.dtype, "device_name": info.device_name}
+    numbers = {"dtype": info.dtype, "quantize": info.quantize}
+    named = {"model": info.id, "weights": info.kind, **numbers, "device_name": info.device_name}
     return [clean(named | dict(row)) for row in measured.rows]
 
 
@@ -113,7 +114,7 @@ def _markdown(part: _Part) -> Iterator[str]:
 def _parts(measured: Measured) -> Iterator[_Part]:
     info, ceilings = measured.model, measured.ceilings
     best = f"{_rate(ceilings['flops_per_second'])} TFLOP/s, {_rate(ceilings['bytes_per_second'])} TB/s"
-    yield _Part(short(info), f"{info.dtype} on {info.device_name}, which reaches {best}", [])
+    yield _Part(short(info), f"{info.number_format} on {info.device_name}, which reaches {best}", [])
     for name, compared in (measured.agreement or {}).items():
         yield _Part(name, _agreement(compared), [])
     for frames in dict.fromkeys(row["frames"] for row in measured.rows):

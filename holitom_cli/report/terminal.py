@@ -222,7 +222,7 @@ def model_rows(model: ModelInfo) -> list[tuple[str, str | Text]]:
         ("checkpoint", f"{model.id}, {_KINDS[model.kind]}"),
         ("revision", model.revision or ""),
         ("chosen", model.reason),
-        ("device", f"{where}, {model.dtype}"),
+        ("device", f"{where}, {model.number_format}"),
     ]
     return [(label, value) for label, value in rows if value]
 
