@@ -199,6 +199,7 @@ class Crew:
         self._told_to_stop = False
         self.seconds: dict[str, float] = {}  # of the workers' model threads, by what they went into
         self.replaced = 0  # workers that died
+        self.warnings: list[str] = []  # of workers, about what is no row
 
     def stop(self) -> None:
         """Begin nothing new; what workers have under way is finished. Safe from a signal handler."""
@@ -239,6 +240,8 @@ class Crew:
         if "seconds" in message:  # its last words: it has finished what it had begun
             self._add_up(message["seconds"])
             worker.jobs.clear()
+        if "warning" in message:
+            self.warnings.append(message["warning"])
         if "job" not in message:
             return
         task = worker.jobs[message["job"]]
@@ -326,6 +329,7 @@ class Crew:
         while not self._news.empty():
             _, message = self._news.get()
             self._add_up((message or {}).get("seconds") or {})
+            self.warnings += [message["warning"]] if message and "warning" in message else []
 
     def _add_up(self, seconds: Mapping[str, float]) -> None:
         for name, spent in seconds.items():

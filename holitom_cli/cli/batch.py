@@ -15,6 +15,8 @@ from rich.text import Text
 from holitom_cli.batch.table import Format, write
 from holitom_cli.cli import session
 from holitom_cli.cli.batch_options import ClipOptions, RunOptions
+from holitom_cli.cli.batch_report import ReportOptions
+from holitom_cli.cli.clip_pages import clip_pages
 from holitom_cli.cli.console import Talk, print_data, write_json
 from holitom_cli.cli.guard import INTERRUPTED, first_interrupt
 from holitom_cli.cli.options import (
@@ -34,20 +36,21 @@ from holitom_cli.cli.tally import Tally, board, error_row, estimate_table, row_o
 from holitom_cli.clock import Stopwatch
 from holitom_cli.errors import BatchError, UsageError, reason
 from holitom_cli.report.terminal import warning_line
-from holitom_cli.report.text import counted, visible
+from holitom_cli.report.text import counted
 from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
     from holitom_cli.batch.crew import Made
     from holitom_cli.batch.ledger import Ledger
     from holitom_cli.batch.questions import Job
-    from holitom_cli.batch.runner import Plan, Run
+    from holitom_cli.batch.runner import Item, Plan, Run
     from holitom_cli.model.loading import Checkpoint
 
 
 @command(
     ClipOptions,
     RunOptions,
+    ReportOptions,
     ContextOptions,
     VideoOptions,
     SamplingOptions,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 def batch(
     clips: ClipOptions,
     how: RunOptions,
+    pages: ReportOptions,
     told: ContextOptions,
     video: VideoOptions,
     sampling: SamplingOptions,
@@ -99,9 +103,6 @@ def batch(
         list[Format] | None,
         typer.Option("--format", help="Write the rows beside --output at the end, too: csv, parquet, md, srt or vtt."),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="A page about all rows of --output, at the end.")
-    ] = None,
     summary_json: Annotated[
         Path | None, typer.Option("--summary-json", metavar="FILE", help="Write counts, rates and times there.")
     ] = None,
@@ -119,7 +120,7 @@ def batch(
     given = split_choices(choices, context)
     chosen, wish = method.build(context), sampling.build(video, context)
     _check_formats(formats or [], output, clips)
-    _check_report(report, output)
+    pages.check(output)
     from holitom_cli.video import warm_up
 
     warm_up()
@@ -152,11 +153,13 @@ def batch(
             _estimate(checkpoint, model, jobs, plan, ledger, talk)
             return
         # 2. The rows.
-        makers = _makers(model, how, checkpoint, jobs, plan, ledger, output, talk)
+        makers = _makers(model, how, pages, checkpoint, jobs, plan, ledger, output, talk)
         interrupted = _make_rows(makers, jobs, add, tally, how.most_failures, talk)
     # 3. What came of it.
     _write_tables(output, formats or [], talk)
-    _write_report(output, report, talk)
+    for warning in makers.warnings:
+        talk.say(warning_line(warning))
+    pages.write(output, video.decode_timeout, talk, quickly=interrupted)
     if plan.cache and plan.cache.trouble:
         talk.say(warning_line(plan.cache.trouble))
     _conclude(tally, makers.watch, makers.workers, summary_json, talk, interrupted=interrupted)
@@ -169,12 +172,14 @@ class _Makers:
     rows: Generator[Made, None, None]
     stop: Callable[[], None]
     watch: Stopwatch
+    warnings: Sequence[str]  # about what is no row, once all are made
     workers: int = 1
 
 
 def _makers(
     model: ModelOptions,
     how: RunOptions,
+    pages: ReportOptions,
     checkpoint: Checkpoint,
     jobs: Sequence[Job],
     plan: Plan,
@@ -186,27 +191,33 @@ def _makers(
 
     devices = how.devices(model)
     if devices:
-        return _crew(model, how, checkpoint, jobs, plan, output, devices)
+        return _crew(model, how, pages, checkpoint, jobs, plan, output, devices)
     run = Run(session.load(model, checkpoint, talk), jobs, plan, ledger)
     run.watch = Stopwatch()  # loading the model is no part of it
-    return _Makers(_made(run), run.stop, run.watch)
+    warnings: list[str] = []
+    with_pages = clip_pages(pages.clip_pages, plan.decode_timeout_seconds, warnings.append)
+    return _Makers(_made(run, with_pages), run.stop, run.watch, warnings)
 
 
-def _made(run: Run) -> Generator[Made, None, None]:
+def _made(run: Run, pages: AbstractContextManager[Callable[[Item], dict[str, Any]]]) -> Generator[Made, None, None]:
     from holitom_cli.batch.crew import Made
     from holitom_cli.batch.ledger import Claim
 
     cut: list[Made] = []
     run.on_cut = lambda job, windows: cut.append(Made(job, more=(windows - 1) * len(job.asked)))
-    for item in run:
-        yield from cut
-        cut.clear()
-        yield Made(item.job, row_of(item), item.outcome if isinstance(item.outcome, Claim) else None)
+    with pages as paged:
+        for item in run:
+            yield from cut
+            cut.clear()
+            row = row_of(item)
+            claim = item.outcome if isinstance(item.outcome, Claim) else None
+            yield Made(item.job, row and row | paged(item), claim)
 
 
 def _crew(
     model: ModelOptions,
     how: RunOptions,
+    pages: ReportOptions,
     checkpoint: Checkpoint,
     jobs: Sequence[Job],
     plan: Plan,
@@ -223,12 +234,13 @@ def _crew(
         "output": str(output) if output else None,
         "retry_failed": how.retry_failed,
         "force": how.force,
+        "clip_pages": str(pages.clip_pages) if pages.clip_pages else None,
     }
     shared = replace(plan, processes=len(devices), readers=reader_count(len(devices)))
     crew = Crew(jobs, devices, shared, (source.id, source.revision, dtype), setting, error_row)
     watch = Stopwatch()
     watch.seconds = crew.seconds
-    return _Makers(iter(crew), crew.stop, watch, len(devices))
+    return _Makers(iter(crew), crew.stop, watch, crew.warnings, len(devices))
 
 
 def _jobs(
@@ -339,23 +351,6 @@ def _write_tables(output: Path | None, formats: Sequence[Format], talk: Talk) ->
         assert output is not None
         for path in write(last_rows(output), kind, output):
             talk.say(Text(f"Wrote {path}."))
-
-
-def _check_report(report: Path | None, output: Path | None) -> None:
-    if report is not None and output is None:
-        raise UsageError("--report is about the rows of --output, which is not given.", "Name a file with --output.")
-    if report is not None and (report.is_dir() or not report.parent.is_dir()):
-        raise UsageError(f"The page cannot be written to {report}.", "Name a file in a folder that is there.")
-
-
-def _write_report(output: Path | None, report: Path | None, talk: Talk) -> None:
-    if output is None or report is None:
-        return
-    from holitom_cli.batch.ledger import last_rows
-    from holitom_cli.report.summary import write_summary
-
-    write_summary(last_rows(output), report, output.name)
-    talk.say(Text(f"Wrote {visible(str(report))}."))
 
 
 def _conclude(

@@ -30,7 +30,7 @@ def main() -> None:
     run.expect_more()
     threading.Thread(target=_listen, args=(run,), daemon=True).start()
     say({"ready": True})
-    _answer(run, say)
+    _answer(run, document, say)
     say({"seconds": run.watch.seconds})
 
 
@@ -84,10 +84,16 @@ def _listen(run: Run) -> None:
     os._exit(1)
 
 
-def _answer(run: Run, say: Callable[[dict[str, Any]], None]) -> None:
+def _answer(run: Run, document: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    from pathlib import Path
+
+    from holitom_cli.cli.clip_pages import clip_pages
     from holitom_cli.cli.tally import row_of
 
-    for item in run:
-        row = row_of(item)
-        told = {"claim": item.outcome} if row is None else {"row": row}
-        say({"job": item.job.number, "key": item.key, **told})
+    folder = Path(document["clip_pages"]) if document["clip_pages"] else None
+    timeout_seconds = document["plan"]["decode_timeout_seconds"]
+    with clip_pages(folder, timeout_seconds, lambda said: say({"warning": said})) as paged:
+        for item in run:
+            row = row_of(item)
+            told = {"claim": item.outcome} if row is None else {"row": row | paged(item)}
+            say({"job": item.job.number, "key": item.key, **told})

@@ -33,7 +33,7 @@ def write(
         return
     large = options.overlay is not None or options.overlay_video is not None
     with talk.busy("Drawing what was kept"):
-        shots = _read_again(file, timeout_seconds, answers[0].frames, _LARGE_PIXELS if large else page.LONGEST_SIDE)
+        shots = read_again(file, timeout_seconds, answers[0].frames, _LARGE_PIXELS if large else page.LONGEST_SIDE)
         if options.report is not None:
             page.write_page(answers, baseline, shots, options.report)
         if options.contact_sheet is not None:
@@ -46,8 +46,12 @@ def write(
         talk.say(wrote(path))
 
 
-def _read_again(file: str, timeout_seconds: float | None, frames: Frames, longest: int) -> Frames:
-    """The same frames in their own proportions: those for the model are squeezed, and those from the cache are gone."""
+def read_again(file: str, timeout_seconds: float | None, frames: Frames, longest: int) -> Frames:
+    """The same frames in their own proportions: those for the model are squeezed, and those from the cache are gone.
+
+    Raises:
+        VideoError: the clip gives others now.
+    """
     from holitom_cli import video
     from holitom_cli.types import Sampling
 

@@ -5,34 +5,71 @@ A small script sorts the table; everything can be read without it, and the page'
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from holitom_cli.report import text
 from holitom_cli.report.page import template, template_source
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from holitom_cli.types import ByteArray
 
+Row = Mapping[str, Any]
+Place = tuple[str, float]  # a clip's path, and seconds from its first frame
+
+# The longest side in pixels of a clip's picture, for so many rows at most: all of them together stay below 6 MB.
+_THUMBNAIL_SIDES = {2500: 96, 6000: 64}
 _BARS = 24  # of a distribution
 _SCRIPT = "sort.js"
 
 
-def write_summary(rows: Iterable[Row], file: Path, title: str) -> None:
-    """Write the page of `summary_page` to a file."""
-    file.write_text(summary_page(rows, title), encoding="utf-8")
+def write_summary(rows: Sequence[Row], file: Path, title: str, thumbnails: Mapping[Place, bytes] | None = None) -> None:
+    """Write the page of `summary_page` to a file, with links to the rows' own pages that are there."""
+    file.write_text(summary_page(rows, title, thumbnails, file.parent), encoding="utf-8")
 
 
-def summary_page(rows: Iterable[Row], title: str) -> str:
+def places(rows: Iterable[Row]) -> list[Place]:
+    """Where in which clips a picture of each answered row is taken: in the middle of what was looked at."""
+    return list(dict.fromkeys(place for row in rows if (place := _place(row))))
+
+
+def _place(row: Row) -> Place | None:
+    video, times = row.get("video"), row.get("sampling", {}).get("frame_times_s")
+    return (video["path"], times[len(times) // 2]) if video and times else None
+
+
+def thumbnail_side(rows: int) -> int:
+    """The longest side in pixels of a clip's picture on a page of so many rows; 0 where there is no room for any."""
+    return next((side for most, side in _THUMBNAIL_SIDES.items() if rows <= most), 0)
+
+
+def thumbnail(picture: ByteArray) -> bytes:
+    """A small picture (H, W, 3) uint8 as a WebP file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "WEBP", quality=40)
+    return file.getvalue()
+
+
+def summary_page(
+    rows: Iterable[Row], title: str, thumbnails: Mapping[Place, bytes] | None = None, folder: Path = Path()
+) -> str:
     """Return an HTML page about the rows of a batch.
 
     Args:
         rows: as `record.flat_record` and `record.error_record` make them, in any order.
         title: what the page is called.
+        thumbnails: pictures of clips as `thumbnail` makes them, by `places`.
+        folder: where the page will lie, for links from there.
     """
     listed = list(rows)
     failed = [row for row in listed if "error" in row]
@@ -47,7 +84,7 @@ def summary_page(rows: Iterable[Row], title: str) -> str:
         distributions=[
             spread for name, value, write in _MEASURES if (spread := _distribution(name, value, write, answered))
         ],
-        rows=[_line(row) for row in listed],
+        rows=[_line(row, thumbnails or {}, folder) for row in listed],
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode("ascii"),
     )
@@ -64,13 +101,18 @@ _MEASURES: tuple[tuple[str, _Value, _Write], ...] = (
 )
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: Row, thumbnails: Mapping[Place, bytes], folder: Path) -> dict[str, Any]:
     """One row of the table: words, and each measure as (number to sort by, how it is written)."""
     path, error = (row.get("video") or {}).get("path") or "", row.get("error")
+    place = _place(row)
+    picture = thumbnails.get(place) if place else None
     measures = [None if error else value(row) for _, value, _ in _MEASURES]
     return {
         "path": path,
         "name": PurePath(path).name or "no file",
+        "page": _link(row.get("page"), folder),
+        "picture": "data:image/webp;base64," + b64encode(picture).decode("ascii") if picture else "",
+        "when": text.moment(place[1]) if place else "",
         "question": row.get("question") or "",
         "answer": error["message"] if error else row["answer"],
         "failed": bool(error),
@@ -79,6 +121,13 @@ def _line(row: Row) -> dict[str, Any]:
             for number, (_, _, write) in zip(measures, _MEASURES, strict=True)
         ],
     }
+
+
+def _link(page: str | None, folder: Path) -> str:
+    """The address of a row's own page, from the folder of this one; empty where it is not there."""
+    if not page or not Path(page).is_file():
+        return ""
+    return quote(Path(os.path.relpath(page, folder)).as_posix())
 
 
 def _distribution(name: str, value: _Value, write: _Write, rows: Sequence[Row]) -> dict[str, Any] | None:

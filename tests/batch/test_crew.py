@@ -30,7 +30,7 @@ from tests.program import Invoke
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 PLAN = Plan(methods.get("holitom"), Generation(max_new_tokens=3), Sampling(2), readers=1)
-SETTING = {"output": None, "retry_failed": False, "force": False}
+SETTING = {"output": None, "retry_failed": False, "force": False, "clip_pages": None}
 MODEL = (str(RANDOM), None, "float32")
 
 
@@ -185,6 +185,22 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, demo_clip: Path
     assert alive == []
     assert time.monotonic() - began < 10
     assert workers
+
+
+def test_workers_write_pages_of_clips_and_tell_of_those_that_they_could_not(jobs: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    several = crew(jobs[:1], workers=1, clip_pages=str(tmp_path / "pages"))
+    pages = {one.row["page"] for one in several if one.row}
+    assert pages == {str(path) for path in (tmp_path / "pages").iterdir()}
+    assert several.warnings == []
+    (page,) = map(Path, pages)
+    assert "Why?" in page.read_text(encoding="utf-8")
+    page.unlink()
+    page.mkdir()  # nothing can be written there
+    several = crew(jobs[:1], workers=1, clip_pages=str(tmp_path / "pages"))
+    assert len(list(several)) == 2
+    (warning,) = several.warnings
+    assert warning.startswith("1 page of clips could not be made: ")
 
 
 def test_gpus_that_are_not_there(invoke: Invoke, demo_clip: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from holitom_cli import video
 from holitom_cli.report.page import page
+from holitom_cli.report.pictures import shrinker
 from holitom_cli.report.record import document
-from holitom_cli.report.summary import write_summary
+from holitom_cli.report.summary import Place, places, thumbnail, thumbnail_side, write_summary
 from tests.report.conftest import FRAMES, Known
 from tests.report.test_curves import compared, evaluated
 from tests.report.test_curves import shown as compared_page
@@ -194,8 +196,19 @@ def test_control_a_script_in_the_page_would_act(browser: Browser, tmp_path: Path
 # --- a batch -----------------------------------------------------------------------------------
 
 
-def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Path) -> None:
-    write_summary(made_rows(5000), tmp_path / "page.html", "answers.jsonl")
+def shots(clip: Path, found: Sequence[Place], side: int) -> dict[Place, bytes]:
+    """A picture of each place, all of them different: frames of a clip with some noise."""
+    frames, dice = video.read(clip, 32, shrink=shrinker(side)).pixels.astype(int), np.random.default_rng(0)
+    noise = dice.integers(-6, 7, (len(found), *frames.shape[1:]), dtype=np.int8)
+    pictures = ((frames[n % 32] + noise[n]).clip(0, 255).astype(np.uint8) for n in range(len(found)))
+    return {place: thumbnail(picture) for place, picture in zip(found, pictures, strict=True)}
+
+
+def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Path, demo_clip: Path) -> None:
+    rows = made_rows(5000)
+    thumbnails = shots(demo_clip, places(rows), thumbnail_side(len(rows)))
+    write_summary(rows, tmp_path / "page.html", "answers.jsonl", thumbnails)
+    assert (tmp_path / "page.html").stat().st_size < 10_000_000
     opened = []
     for _ in range(3):
         shown = visit(browser, tmp_path / "page.html", 400)
@@ -206,13 +219,22 @@ def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Pa
         shown.page.click("#rows thead th:nth-child(4) button")
         assert shown.ask(firsts) == wanted
     assert shown.ask("document.querySelector('#rows tbody').rows.length") == 5000
+    first = shown.page.locator("#rows img").first
+    first.scroll_into_view_if_needed()
+    first.evaluate("async e => await e.decode()")
+    assert first.evaluate("e => [e.naturalWidth, e.getBoundingClientRect().width]") == [64, 80]
+    assert shown.ask("document.images.length") == 4500  # every tenth failed
     assert shown.ask("document.documentElement.scrollWidth") == 400
     assert shown.complaints == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_summary_is_accessible(browser: Browser, tmp_path: Path, scheme: str) -> None:
-    write_summary(made_rows(20), tmp_path / "page.html", "answers.jsonl")
+def test_summary_is_accessible(browser: Browser, tmp_path: Path, demo_clip: Path, scheme: str) -> None:
+    rows = made_rows(20)
+    for row in rows[:3]:
+        row["page"] = str(tmp_path / f"{row['key']}.html")
+        Path(row["page"]).write_text("x", encoding="utf-8")
+    write_summary(rows, tmp_path / "page.html", "answers.jsonl", shots(demo_clip, places(rows)[:10], 96))
     assert violations(visit(browser, tmp_path / "page.html", 1280, scheme)) == []
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import shutil
+from base64 import b64decode
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from holitom_cli.cli import clip_pages as cli_pages
 from holitom_cli.errors import VideoError
 from holitom_cli.report.record import error_record, flat_record
-from holitom_cli.report.summary import summary_page
-from tests.program import FAST, Invoke, invoke
+from holitom_cli.report.summary import places, summary_page, thumbnail, thumbnail_side, write_summary
+from holitom_cli.report.text import moment
+from tests.program import FAST, SCHEMA, Invoke, invoke
 from tests.report.factory import make_answer
 from tests.report.test_page import HOSTILE, Reader
 
@@ -68,6 +77,105 @@ def test_words_from_outside_stay_words(words: str) -> None:
     assert Counter(tag for tag, _ in shown.elements) == Counter(tag for tag, _ in harmless.elements)
     assert {name for _, own in shown.elements for name in own} == {name for _, own in harmless.elements for name in own}
     assert len(shown.having("script")) == 1  # our own, which sorts
+
+
+# --- pictures and pages of clips -----------------------------------------------------------------
+
+
+def picture(red: int) -> bytes:
+    return thumbnail(np.full((36, 64, 3), (red, 0, 0), np.uint8))
+
+
+def test_each_clip_has_its_own_picture() -> None:
+    rows = made_rows(10)
+    found = places(rows)
+    times = rows[0]["sampling"]["frame_times_s"]
+    assert found == [(f"clips/What is there?/{number:05}.mp4", times[len(times) // 2]) for number in range(9)]
+    made = Reader(summary_page(rows, "x", {place: picture(25 * n) for n, place in enumerate(found[:8])}))
+    shown = made.having("img")
+    assert len(shown) == 8  # one was not to be had, and one clip failed
+    for number, own in enumerate(shown):
+        kind, _, data = str(own["src"]).partition(";base64,")
+        assert kind == "data:image/webp"
+        red, green, blue = np.asarray(Image.open(io.BytesIO(b64decode(data))).convert("RGB")).reshape(-1, 3).mean(0)
+        assert red == pytest.approx(25 * number, abs=6)
+        assert max(green, blue) < 8
+        assert own["alt"] == f"At {moment(times[len(times) // 2])}"
+
+
+def test_a_page_of_very_many_rows_has_smaller_pictures_or_none() -> None:
+    assert [thumbnail_side(rows) for rows in (1, 2500, 2501, 6000, 6001)] == [96, 96, 64, 64, 0]
+
+
+def test_rows_link_to_their_pages_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    names = ["a.html", "b #1 & 100%20.html", "gone.html"]
+    rows = [row | {"page": str(tmp_path / "pages" / name)} for row, name in zip(made_rows(3), names, strict=True)]
+    for name in names[:2]:
+        (tmp_path / "pages" / name).write_text("x", encoding="utf-8")
+    write_summary(rows, tmp_path / "page.html", "x")
+    made = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    links = [str(own["href"]) for own in made.having("a")]
+    assert links == ["pages/a.html", "pages/b%20%231%20%26%20100%2520.html"]
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
+
+
+def test_batch_writes_pages_of_clips(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    shutil.copy(demo_clip, tmp_path / "a <b>.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
+    asked = ["-q", "What is there?", "-q", "Who moves?", "--output", "rows.jsonl", "--report", "page.html"]
+    done = invoke("batch", "a <b>.mp4", "broken.mp4", *asked, *FAST, "--clip-pages", "pages")
+    assert done.code == 3, done.err
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        SCHEMA.validate(row)
+    ((file,), failed) = ({row["page"] for row in rows if "page" in row}, [row for row in rows if "error" in row])
+    assert len(failed) == 2
+    assert [str(path) for path in (tmp_path / "pages").iterdir()] == [file]
+    page = Reader(Path(file).read_text(encoding="utf-8"))
+    first = next(row for row in rows if "answer" in row)
+    assert len(page.having("image")) == first["tokens"]["frames"]
+    for words in ("a <b>.mp4", "What is there?", "Who moves?", f"keeps {first['tokens']['visual']:,} of"):
+        assert words in page.words
+    made = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(made.having("img")) == 2
+    assert {own["href"] for own in made.having("a")} == {f"pages/{Path(file).name}"}
+    again = invoke("batch", "a <b>.mp4", "-q", "A third?", *asked, *FAST, "--clip-pages", "pages")
+    assert again.code == 0, again.err
+    assert len(list((tmp_path / "pages").iterdir())) == 2  # the first page is left as it is
+    assert "A third?" not in Path(file).read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_made_ends_nothing(
+    invoke: Invoke, demo_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise VideoError("It has been changed.")
+
+    monkeypatch.setattr(cli_pages, "read_again", fail)
+    options = ["--output", "rows.jsonl", "--report", "page.html", "--clip-pages", "pages"]
+    done = invoke("batch", demo_clip, "-q", "What is there?", *FAST, *options)
+    assert done.code == 0, done.err
+    assert "1 page of clips could not be made: It has been changed." in " ".join(done.err.split())
+    made = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not made.having("a")
+    assert made.having("img")
+
+
+def test_a_clip_that_is_gone_has_no_picture(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    shutil.copy(demo_clip, tmp_path / "a.mp4")
+    wanted = ["-q", "What is there?", *FAST, "--output", "rows.jsonl"]
+    assert invoke("batch", "a.mp4", *wanted).code == 0
+    (tmp_path / "a.mp4").unlink()
+    done = invoke("batch", demo_clip, *wanted, "--report", "page.html")
+    assert "1 clip could not be read again" in " ".join(done.err.split())
+    assert not Reader((tmp_path / "page.html").read_text(encoding="utf-8")).having("img")
+
+
+def test_pages_need_a_folder(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "pages").write_text("x", encoding="utf-8")
+    done = invoke("batch", demo_clip, "-q", "What?", *FAST, "--clip-pages", "pages")
+    done.sentence(2, "--clip-pages pages is a file.")
 
 
 def test_batch_writes_it(invoke: Invoke, demo_clip: Path, tmp_path: Path) -> None:
