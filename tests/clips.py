@@ -63,8 +63,12 @@ def make(
     paint: Callable[[int], Picture] | None = None,
     tags: dict[str, int] | None = None,
     threads: int = 1,
+    first_field: str = "",
 ) -> Path:
-    """Encode `frames` numbered pictures; `ticks` gives each one's presentation time in milliseconds."""
+    """Encode `frames` numbered pictures; `ticks` gives each one's presentation time in milliseconds.
+
+    With `first_field`, top or bottom, frames say that they are interlaced.
+    """
     width, height = size
     paint = paint or (lambda number: draw(number, width, height))
     base = Fraction(1, rate) if ticks is None else Fraction(1, 1000)
@@ -82,6 +86,18 @@ def make(
             picture = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
             picture.pts = number if ticks is None else ticks[number]
             picture.time_base = base
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(of_fields(picture.reformat(format=pix_fmt), first_field) if first_field else picture))
         container.mux(stream.encode(None))
     return path
+
+
+def of_fields(picture: av.VideoFrame, first: str) -> av.VideoFrame:
+    """The picture, saying that its lines are those of two fields."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=picture.width, height=picture.height, format=picture.format, time_base=picture.time_base
+    )
+    graph.link_nodes(source, graph.add("setfield", {"top": "tff", "bottom": "bff"}[first]), graph.add("buffersink"))
+    graph.configure()
+    graph.vpush(picture)
+    return graph.vpull()

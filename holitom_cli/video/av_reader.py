@@ -19,6 +19,7 @@ from holitom_cli.types import Sampling
 from holitom_cli.video.decoding import StretchReader, rgb
 from holitom_cli.video.files import shown
 from holitom_cli.video.hdr import TRANSFERS
+from holitom_cli.video.interlaced import is_woven, shown_of, surrounded
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
@@ -44,6 +45,7 @@ class Facts(NamedTuple):
     rotation: int  # clockwise, in degrees
     mirrored: bool
     hdr: str
+    interlaced: bool  # later frames may be and not be
     duration_seconds: float | None
     announced_seconds: float  # where the header says that the last frame ends, 0 where it does not
     rate: float  # frames a second, 0 where unknown
@@ -89,7 +91,12 @@ class Clip:
             "decoder": "av",
             "decoder_reason": AV_REASON,
             "objection": objection_to_decord(
-                facts.format, facts.codec, facts.pixel_format, self._table, mirrored=facts.mirrored
+                facts.format,
+                facts.codec,
+                facts.pixel_format,
+                self._table,
+                mirrored=facts.mirrored,
+                interlaced=facts.interlaced,
             ),
         }
 
@@ -111,16 +118,18 @@ class Clip:
         earlier = int(EARLIER_START_SECONDS / self._table.tick_seconds) if self._table.tick_seconds else 0
         for early, thrifty in ((0, True), (earlier, False), (None, False)):
             again = set(slots) if early is not None else reader.unreached & set(slots)
-            for pts, frame in reader.read(stretches(self._table, again, early), thrifty=thrifty):
-                yield picture_of(frame, slots.pop(pts))
+            plan = stretches(self._table, again, early, neighbours=self._facts.interlaced or not thrifty)
+            for pts, frame, deinterlaced in reader.read(plan, thrifty=thrifty):
+                yield picture_of(frame, slots.pop(pts), deinterlaced=deinterlaced)
 
     def _pick(self, slots: dict[int, int]) -> Iterator[Picture]:
         """Frames by place in the decoder's output -> slot, from decoding everything."""
         with opened(self.path) as (container, stream):
-            for place, frame in enumerate(frames_of(packets_of(container, stream), stream)):
+            for place, near in enumerate(surrounded(frames_of(packets_of(container, stream), stream), stream)):
                 slot = slots.pop(place, None)
-                if slot is not None and not frame.is_corrupt:
-                    yield picture_of(rgb(frame, self._facts.size), slot)
+                if slot is not None and not near[1].is_corrupt:
+                    picture, deinterlaced = shown_of(near, stream)
+                    yield picture_of(rgb(picture, self._facts.size), slot, deinterlaced=deinterlaced)
                 if not slots:
                     return
 
@@ -166,6 +175,7 @@ class Clip:
                 rotation=rotation,
                 mirrored=mirrored,
                 hdr=TRANSFERS.get(int(context.color_trc), ""),
+                interlaced=is_woven(first, stream),
                 duration_seconds=length,
                 announced_seconds=announced,
                 rate=float(stream.average_rate or stream.guessed_rate or 0),
@@ -209,10 +219,10 @@ class Clip:
         return Table(packets, len(lost), lost[0] if lost else None, tick)
 
 
-def picture_of(frame: VideoFrame, slot: int) -> Picture:
+def picture_of(frame: VideoFrame, slot: int, *, deinterlaced: bool = False) -> Picture:
     """An RGB frame on its way out, without a copy."""
     plane = frame.planes[0]
-    return Picture(slot, plane, frame.height, frame.width, plane.line_size, upright=False)
+    return Picture(slot, plane, frame.height, frame.width, plane.line_size, upright=False, deinterlaced=deinterlaced)
 
 
 def orientation(frame: VideoFrame) -> tuple[int, bool]:

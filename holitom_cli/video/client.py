@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -113,7 +113,7 @@ def read(
         frames_missing=len(task.indices) - len(kept),
         sampling=wish,
         moved_seconds=task.moved_seconds,
-        warnings=tuple(filter(None, (shots.missing_warning(task.cut_off), *task.notes, spacing_warning(seconds)))),
+        warnings=tuple(filter(None, (*shots.warnings(task.cut_off), *task.notes, spacing_warning(seconds)))),
         timings_ms={"probe": (probed_at - started) * 1000, "decode": (decoded_at - probed_at) * 1000},
     )
 
@@ -160,6 +160,7 @@ class Shots:
         self._turns = -info.rotation // 90  # numpy turns counter-clockwise
         self._mirrored, self._hdr = info.mirrored, info.hdr
         self._shrink = shrink
+        self._deinterlaced = 0  # pictures
 
     def place(self, header: Message, memory: mmap.mmap, cell_bytes: int) -> None:
         """Copy one picture from shared memory into its slot, upright and as small as is wanted."""
@@ -179,14 +180,16 @@ class Shots:
             self.pixels = np.empty((len(self.filled), *kept.shape), dtype=np.uint8)
         self.pixels[header["slot"]] = kept
         self.filled[header["slot"]] = True
+        self._deinterlaced += header["deinterlaced"]
 
-    def missing_warning(self, cut_off: bool) -> str | None:
-        """A sentence about the frames that did not arrive."""
+    def warnings(self, cut_off: bool) -> Iterator[str]:
+        """Sentences about the frames that did not arrive, and about those that were not used as they are."""
         missing = len(self.filled) - int(self.filled.sum())
-        if not missing:
-            return None
-        state = "cut off" if cut_off else "damaged"
-        return f"{missing} of {len(self.filled)} frames could not be read; the file seems {state}."
+        if missing:
+            state = "cut off" if cut_off else "damaged"
+            yield f"{missing} of {len(self.filled)} frames could not be read; the file seems {state}."
+        if self._deinterlaced:
+            yield f"{self._deinterlaced} of {len(self.filled)} frames are interlaced; each is shown as one picture."
 
 
 class Task:

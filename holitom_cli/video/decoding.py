@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from holitom_cli.video.interlaced import Surrounded, is_woven, shown_of, surrounded
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Table
 from holitom_cli.video.plan import Stretch, cores, threads
@@ -28,6 +29,7 @@ class Shown(NamedTuple):
 
     pts: int
     picture: VideoFrame
+    deinterlaced: bool
 
 
 class StretchReader:
@@ -68,26 +70,33 @@ class StretchReader:
             with opened(self._path) as (container, stream), suppress(queue.Empty):
                 stream.codec_context.thread_count = thread_count
                 while True:
-                    for frame in self._decode(container, stream, todo.get_nowait(), thrifty and skips_exactly(stream)):
-                        arriving.put(Shown(frame.pts or 0, rgb(frame, self._size)))
+                    skip = thrifty and skips_exactly(stream)
+                    for near in self._decode(container, stream, todo.get_nowait(), skip):
+                        picture, deinterlaced = shown_of(near, stream)
+                        arriving.put(Shown(near[1].pts or 0, rgb(picture, self._size), deinterlaced))
         except Exception as error:
             arriving.put(error)
         arriving.put(None)
 
     def _decode(
         self, container: InputContainer, stream: VideoStream, stretch: Stretch, thrifty: bool
-    ) -> Iterator[VideoFrame]:
-        """The wanted frames of a stretch that are whole."""
+    ) -> Iterator[Surrounded]:
+        """The wanted frames of a stretch that are whole.
+
+        Interlaced ones need their neighbours: where those were not planned for, the next plan has them.
+        """
         stream.codec_context.flush_buffers()
         if stretch.start is not None:
             with suppress(av.FFmpegError):  # a container that cannot seek is found out by where its packets stand
                 container.seek(stretch.start, stream=stream)
         wanted = set(stretch.wanted)
-        for frame in frames_of(self._packets(container, stream, stretch, thrifty), stream):
+        frames = frames_of(self._packets(container, stream, stretch, thrifty), stream)
+        for near in surrounded(frames, stream):
+            frame = near[1]
             if frame.pts in wanted:
                 wanted.discard(frame.pts)
-                if not frame.is_corrupt:
-                    yield frame
+                if not frame.is_corrupt and (stretch.beside is not None or not is_woven(frame, stream)):
+                    yield near
             if not wanted:
                 break
 
@@ -95,11 +104,11 @@ class StretchReader:
         self, container: InputContainer, stream: VideoStream, stretch: Stretch, thrifty: bool
     ) -> Iterator[av.Packet[VideoStream]]:
         """The packets of a stretch; none when the seek went past its beginning."""
-        wanted, begun = set(stretch.wanted), False
+        wanted, begun = {*stretch.wanted, *(stretch.beside or ())}, False
         for packet in packets_of(container, stream):
             place = self._table.position.get(packet.pts, -1) if packet.pts is not None else -1
             if not begun and place > stretch.first:
-                self.unreached |= wanted
+                self.unreached |= {*stretch.wanted}
                 return
             begun = begun or place == stretch.first
             if not begun:

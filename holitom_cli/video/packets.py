@@ -6,7 +6,8 @@ is predicted from a later one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -80,6 +81,11 @@ class Table:
             if last_key is None or packet.pts < last_key:
                 return False
         return bool(self.packets)
+
+    def beside(self, wanted: Iterable[int]) -> list[int]:
+        """Presentation times of the frames before and after those that are wanted."""
+        places = {bisect_left(self.times, pts) + step for pts in wanted for step in (-1, 1)}
+        return [self.times[place] for place in sorted(places) if 0 <= place < len(self.times)]
 
     def start_for(self, pts: int, early: int = 0) -> int | None:
         """Where decoding must start for a frame: the last key packet that is shown no later than it.

@@ -21,6 +21,7 @@ class Stretch:
     first: int  # its place in decoding order
     last: int  # place of the last packet to decode, in decoding order
     wanted: tuple[int, ...]  # presentation times, ascending
+    beside: tuple[int, ...] | None = None  # those before and after the wanted ones, None where they are not decoded
 
     @property
     def packets(self) -> int:
@@ -28,19 +29,21 @@ class Stretch:
         return self.last - self.first + 1
 
 
-def stretches(table: Table, wanted: Iterable[int], early: int | None = 0) -> list[Stretch]:
+def stretches(table: Table, wanted: Iterable[int], early: int | None = 0, *, neighbours: bool = False) -> list[Stretch]:
     """Group frames by the key packet that decoding has to start at; the longest stretch comes first.
 
     One packet more than needed belongs to a stretch: the second field of its last picture may stand in a packet of
-    its own. With `early`, start that many ticks sooner; None starts at the beginning of the file.
+    its own. With `early`, start that many ticks sooner; None starts at the beginning of the file. With `neighbours`,
+    the frames before and after each wanted one belong to it, as far as they are not before its start.
     """
     groups: dict[int | None, list[int]] = {}
     for pts in sorted(wanted):
         groups.setdefault(None if early is None else table.start_for(pts, early), []).append(pts)
-    found = [
-        Stretch(start, 0 if start is None else table.position[start], _last(table, group), tuple(group))
-        for start, group in groups.items()
-    ]
+    found = []
+    for start, group in groups.items():
+        beside = tuple(table.beside(group)) if neighbours else None
+        first = 0 if start is None else table.position[start]
+        found.append(Stretch(start, first, _last(table, [*group, *(beside or ())]), tuple(group), beside))
     return sorted(found, key=lambda stretch: -stretch.packets)
 
 

@@ -22,7 +22,7 @@ AV_REASON = "decodes stretches of the clip side by side"
 
 
 def objection_to_decord(
-    container: str, codec: str, pixel_format: str, table: Table, *, mirrored: bool = False
+    container: str, codec: str, pixel_format: str, table: Table, *, mirrored: bool = False, interlaced: bool = False
 ) -> str | None:
     """Why decord must not read this clip, in plain words, or None when it may."""
     if codec not in CODECS:
@@ -33,6 +33,8 @@ def objection_to_decord(
         return f"decord is not exact for {pixel_format} pictures"
     if mirrored:
         return "decord shows mirrored pictures as they are stored"
+    if interlaced:
+        return "decord leaves the lines of interlaced pictures as they are, combed"
     if not table.exact or any(packet.hidden for packet in table.packets):
         return "decord miscounts frames that an edit list hides or that carry no time of their own"
     if table.lost or table.damaged:

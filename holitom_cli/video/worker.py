@@ -36,6 +36,7 @@ class Picture(NamedTuple):
     width: int
     stride: int
     upright: bool  # rotation is already applied
+    deinterlaced: bool = False  # it is one picture of two fields
 
 
 def main(arena: str) -> None:

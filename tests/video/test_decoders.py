@@ -56,7 +56,7 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     "vp8.webm": ({"codec": "libvpx", "options": VP9}, "av"),
     "h264_one_group.mp4": ({"group": 250}, "both"),
     "h264_one_group.ts": ({"group": 250}, "av"),
-    "h264_interlaced.mp4": ({"options": {"x264-params": "interlaced=1:tff=1"}}, "both"),
+    "h264_interlaced.mp4": ({"options": {"x264-params": "interlaced=1:tff=1"}}, "av"),
     "h264.mxf": ({}, "av"),
     "hevc_closed.mp4": ({"codec": "libx265", "options": x265("open-gop=0")}, "av"),
     "hevc_one_group.mkv": ({"codec": "libx265", "options": x265("keyint=250"), "group": 250}, "av"),
@@ -99,7 +99,7 @@ def misread(frames: Frames, asked: int) -> list[tuple[int, int | None]]:
     """(asked, got) of every frame that shows another number than its index says."""
     assert frames.indices is not None
     assert frames.frames_missing == 0
-    assert frames.warnings == ()
+    assert [warning for warning in frames.warnings if "interlaced" not in warning] == []
     np.testing.assert_array_equal(frames.indices, np.linspace(0, COUNT - 1, asked, dtype=int))
     np.testing.assert_allclose(frames.seconds, frames.indices / 25, atol=1e-3)  # Matroska counts milliseconds
     pairs = zip(frames.indices.tolist(), clips.numbers_in(frames.pixels), strict=True)
