@@ -298,8 +298,8 @@ class ModelInfo:
 
     @property
     def number_format(self) -> str:
-        """Of states and weights, in words: the same checkpoint says other things in another."""
-        return f"{self.dtype}, weights in {self.quantize}" if self.quantize else self.dtype
+        """Of states and weights, as bfloat16 or bfloat16+int4: the same checkpoint says other things in another."""
+        return f"{self.dtype}+{self.quantize}" if self.quantize else self.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,10 @@ class ModelOptions:
     ] = None
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.", rich_help_panel=_MODEL)] = False
 
+    def number_format(self, dtype: str) -> str:
+        """Of states and weights, as `ModelInfo.number_format`."""
+        return f"{dtype}+{self.quantize}" if self.quantize else dtype
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -331,13 +335,14 @@ class PictureOptions:
         ),
     ] = None
 
+    inline: Annotated[
+        bool,
+        typer.Option("--inline", help="Show the frames with what was kept in the terminal, where it can.", **_PICTURES),
+    ] = False
+
     @property
     def files(self) -> list[Path]:
         return [path for path in (self.report, self.contact_sheet, self.overlay_video) if path is not None]
-
-    @property
-    def wanted(self) -> bool:
-        return bool(self.files) or self.overlay is not None
 
     def check(self) -> None:
         """Refuse places that nothing can be written to.

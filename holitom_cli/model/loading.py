@@ -22,7 +22,7 @@ from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.model.quantise import Quantize, check_quantize, count_weights
-from holitom_cli.model.weights import empty_network, fill, reading, stored_shapes, unfit
+from holitom_cli.model.weights import empty_network, fill, reading, stored_shapes, unfit, weight_bytes
 from holitom_cli.types import ModelInfo, ModelShape
 
 _LARGER = "Close other programs on the GPU, use --quantize int8 or int4, --device-map auto, or a smaller checkpoint."
@@ -168,16 +168,19 @@ def load(
 ) -> Model:
     """Read the weights, straight to the device.
 
+    Arguments are those of `load_model`; a dtype may name both formats, as `ModelInfo.number_format` does.
+
     Raises:
         ModelError: missing or damaged tensors.
         DeviceError: the device is absent or too small.
         UsageError: `quantize` is not known, or used with `device_map`.
     """
-    kept_as = check_quantize(quantize, spread=device_map is not None)
+    dtype, _, kept = dtype.partition("+")
+    kept_as = check_quantize(quantize or kept or None, spread=device_map is not None)
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
     if not device_map:
-        check_memory(checkpoint, device, dtype, quantize)
+        check_memory(checkpoint, device, dtype, kept_as)
     room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
     with _quiet(), _readable(checkpoint.source), room:
         if device_map:  # accelerate moves and offloads modules one by one
@@ -208,11 +211,19 @@ def check_memory(
     target, kept_as = choose_device(device), check_quantize(quantize)
     if target.type != "cuda":
         return
+    number_format, label = choose_dtype(dtype, target), checkpoint.source.id
+    memory.check(label, checkpoint.shape, _shapes(checkpoint), target, number_format, kept_as, task)
+
+
+def stored_bytes(checkpoint: Checkpoint, dtype: torch.dtype, quantize: Quantize | None) -> int:
+    """What a checkpoint's weights take in memory."""
+    return weight_bytes(_shapes(checkpoint), dtype, quantize)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     source = checkpoint.source
     with _readable(source):
-        shapes = stored_shapes(source.path / name for name in weight_files(source))
-    number_format = choose_dtype(dtype, target)
-    memory.check(source.id, checkpoint.shape, shapes, target, number_format, kept_as, task)
+        return stored_shapes(source.path / name for name in weight_files(source))
 
 
 def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantize: Quantize | None) -> Any:
