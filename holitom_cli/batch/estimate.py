@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from holitom_cli.model.loading import Checkpoint
+    from holitom_cli.model.quantise import Quantize
 
 _INDEX_BYTES = 8  # of an entry's int64 accounts
 
@@ -45,9 +46,19 @@ class Estimate:
         return self.rows - self.answered - self.failed
 
 
-def estimate(checkpoint: Checkpoint, dtype: torch.dtype, jobs: Sequence[Job], plan: Plan, ledger: Ledger) -> Estimate:
+def estimate(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    jobs: Sequence[Job],
+    plan: Plan,
+    ledger: Ledger,
+    quantize: Quantize | None = None,
+) -> Estimate:
     """Probe every clip and add up; nothing is decoded and no weight read."""
+    from holitom_cli.model.loading import stored_bytes
+
     total = Estimate()
+    number_format = "+".join(filter(None, (str(dtype).removeprefix("torch."), quantize)))
     with ThreadPoolExecutor(plan.readers) as pool:
         for job, info in zip(jobs, pool.map(lambda job: _probe(job, plan), jobs), strict=True):
             total.clips += 1
@@ -56,10 +67,8 @@ def estimate(checkpoint: Checkpoint, dtype: torch.dtype, jobs: Sequence[Job], pl
             else:
                 total.seconds += info.duration_seconds
             for part in _parts(job, info, plan):
-                _add(total, part, info, checkpoint, dtype, plan, ledger)
-    stored = checkpoint.config.dtype or dtype
-    files = (path.stat().st_size for path in checkpoint.source.path.glob("*.safetensors"))
-    total.weights_bytes = sum(files) * dtype.itemsize // stored.itemsize
+                _add(total, part, info, checkpoint, (dtype, number_format), plan, ledger)
+    total.weights_bytes = stored_bytes(checkpoint, dtype, quantize)
     return total
 
 
@@ -83,13 +92,14 @@ def _add(
     job: Job,
     info: VideoInfo | None,
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    formats: tuple[torch.dtype, str],
     plan: Plan,
     ledger: Ledger,
 ) -> None:
+    dtype, number_format = formats
     identity, sampling = clip_identity(job.clip), plan.sampling_of(job)
     source = checkpoint.source
-    settings = plan.settings((source.id, source.revision, str(dtype).removeprefix("torch.")), job)
+    settings = plan.settings((source.id, source.revision, number_format), job)
     states = [
         ledger.peek(question_key(identity, asked.text, asked.settings(settings)), job.clip) for asked in job.asked
     ]

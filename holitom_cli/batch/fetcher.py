@@ -39,7 +39,7 @@ class Fetcher:
 
         Args:
             checkpoint: says the size of pictures and the room for tokens.
-            model: id, revision and dtype, as they are part of keys.
+            model: id, revision and number format, as they are part of keys.
             device: where pictures are resized.
             plan: what is done to every clip.
             ledger: which rows there are.
@@ -82,7 +82,7 @@ class Fetcher:
         self._read_words(fetched)
         sampling = plan.sampling_of(job)
         if plan.cache and not job.clip.is_dir():  # as in ask
-            where = (self._model[2], self._seen_on)
+            where = (self._model[2].partition("+")[0], self._seen_on)  # nothing that sees is quantised
             fetched.cache_key = watched_key(job.identity or "", self._checkpoint, where, plan.method, sampling)
             if known := plan.cache.get(fetched.cache_key, self._device, job.clip):
                 fetched.known = known

@@ -49,7 +49,7 @@ class Plan:
     subtitles: str | None = None  # tell it what is said: "auto" or a file
 
     def settings(self, model: tuple[str, str | None, str], job: Job) -> dict[str, Any]:
-        """Everything besides clip and question that an answer depends on; of the model its id, revision and dtype."""
+        """Everything besides clip and question that an answer depends on; of the model its id, revision and format."""
         return {
             "method": [methods.name_of(self.method), asdict(self.method)],  # type: ignore[call-overload]
             "generation": asdict(self.generation),
@@ -98,7 +98,7 @@ class Run:
         info = model.info
         if fetch is None:
             fetch = Fetcher(
-                model.checkpoint, (info.id, info.revision, info.dtype), model.device, plan, self._ledger
+                model.checkpoint, (info.id, info.revision, info.number_format), model.device, plan, self._ledger
             ).fetch
         self._reader = ReadAhead(jobs, fetch, plan.readers, ahead_bytes(plan.processes))
         self._speakers = Speakers(model, plan.rows, plan.generation)

@@ -152,6 +152,8 @@ def batch(
         if add is None:
             _estimate(checkpoint, model, jobs, plan, ledger, talk)
             return
+        texts, tokens = [one.text for job in jobs for one in job.asked], generation.max_new_tokens
+        session.check_memory(model, checkpoint, [chosen], wish.num_frames or 1, texts, tokens)
         # 2. The rows.
         makers = _makers(model, how, pages, checkpoint, jobs, plan, ledger, output, talk)
         interrupted = _make_rows(makers, jobs, add, tally, how.most_failures, talk)
@@ -237,7 +239,7 @@ def _crew(
         "clip_pages": str(pages.clip_pages) if pages.clip_pages else None,
     }
     shared = replace(plan, processes=len(devices), readers=reader_count(len(devices)))
-    crew = Crew(jobs, devices, shared, (source.id, source.revision, dtype), setting, error_row)
+    crew = Crew(jobs, devices, shared, (source.id, source.revision, model.number_format(dtype)), setting, error_row)
     watch = Stopwatch()
     watch.seconds = crew.seconds
     return _Makers(iter(crew), crew.stop, watch, crew.warnings, len(devices))
@@ -337,10 +339,11 @@ def _estimate(
 ) -> None:
     from holitom_cli.batch.estimate import estimate
     from holitom_cli.model.device import choose_device, choose_dtype
+    from holitom_cli.model.quantise import check_quantize
 
     dtype = choose_dtype(model.dtype, choose_device(model.device))
     with talk.busy(f"Probing {counted(len(jobs), 'clip')}"):
-        total = estimate(checkpoint, dtype, jobs, plan, ledger)
+        total = estimate(checkpoint, dtype, jobs, plan, ledger, check_quantize(model.quantize))
     print_data(estimate_table(total, checkpoint.source.id))
 
 
