@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from holitom_cli.cli import inline, session
 from holitom_cli.cli import pictures as drawing
-from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk, write, write_json
 from holitom_cli.cli.options import (
     AnswerOptions,
@@ -24,6 +24,7 @@ from holitom_cli.cli.options import (
     SamplingOptions,
     VideoOptions,
     command,
+    refuse_idle,
     split_choices,
 )
 from holitom_cli.report.record import document
@@ -32,6 +33,7 @@ from holitom_cli.report.text import visible
 from holitom_cli.types import Generation, Watched
 
 if TYPE_CHECKING:
+    from holitom_cli.cli.inline import Painter
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
     from holitom_cli.types import Answer, Frames
@@ -90,6 +92,7 @@ def ask(
     asked = session.read_questions(question, questions, questions_file)
     given = split_choices(choices, context)
     pictures.check()
+    paint = _painter(pictures, talk, context)
     chosen, wish = method.build(context), sampling.build(video, context)
     from holitom_cli.video import most_frames, probe, warm_up
 
@@ -131,10 +134,22 @@ def ask(
     elif no_stream:
         write("".join(f"{item.text}\n" for item in answers))
     talk.say(report(answers, full))
-    drawing.write(pictures, file, video.decode_timeout, answers, full, talk)
+    drawing.write(pictures, file, video.decode_timeout, answers, full, paint, talk)
     if quiet:
         for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
             talk.insist(warning_line(warning))
+
+
+def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Painter | None:
+    """What shows pictures in this terminal, None where they are not wanted, or cannot be shown."""
+    if not pictures.inline:
+        return None
+    if talk.quiet:
+        refuse_idle(context, "inline", "With --quiet there is no report")
+    paint = inline.painter(talk.console)
+    if paint is None:
+        talk.say(warning_line(inline.CANNOT))
+    return paint
 
 
 def _watch(model: Model, frames: Frames, method: Method, talk: Talk) -> Watched:

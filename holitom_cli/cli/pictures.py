@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from holitom_cli.cli import inline
 from holitom_cli.cli.console import Talk, wrote
 from holitom_cli.cli.options import PictureOptions
 from holitom_cli.errors import VideoError
 from holitom_cli.report import page, pictures
 
 if TYPE_CHECKING:
+    from holitom_cli.cli.inline import Painter
     from holitom_cli.types import Answer, Frames
 
 _LARGE_PIXELS = 1280  # longest side of pictures for slides
@@ -22,14 +24,15 @@ def write(
     timeout_seconds: float | None,
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
+    paint: Painter | None,
     talk: Talk,
 ) -> None:
-    """Write what the options ask for about a clip, and say where.
+    """Write what the options ask for about a clip, and say where; show it where the terminal can `paint`.
 
     Raises:
         VideoError: the clip is not the one any more that the answers are about.
     """
-    if not options.wanted:
+    if not (options.files or options.overlay or paint):
         return
     large = options.overlay is not None or options.overlay_video is not None
     with talk.busy("Drawing what was kept"):
@@ -42,6 +45,9 @@ def write(
             pictures.write_overlays(answers, shots, options.overlay)
         if options.overlay_video is not None:
             pictures.write_clip(answers[0], shots, options.overlay_video)
+        strips = list(inline.shown(paint, answers[0], shots, talk.console.width)) if paint else []
+    for strip in strips:
+        talk.say(strip)
     for path in (*options.files, *([options.overlay] if options.overlay else [])):
         talk.say(wrote(path))
 

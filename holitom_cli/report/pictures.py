@@ -111,21 +111,36 @@ def write_contact_sheet(answer: Answer, pictures: Frames, file: Path) -> None:
 
 def contact_sheet(answer: Answer, pictures: Frames) -> Image:
     """All frames with what was kept of them, row by row, each with its number and time."""
+    from PIL import Image
+
+    rows = list(strips(answer, pictures, _SHEET_PIXELS, min(_SHEET_COLUMNS, math.ceil(math.sqrt(len(pictures))))))
+    sheet = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height + _GAP), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * row.height))
+    return sheet
+
+
+def strips(
+    answer: Answer, pictures: Frames, longest: int, columns: int, *, ground: str = "white", ink: str = "black"
+) -> Iterator[Image]:
+    """The rows of a contact sheet, `columns` frames each, whose sides have at most `longest` pixels."""
     from PIL import Image, ImageDraw, ImageFont
 
-    shrink, overlay = shrinker(_SHEET_PIXELS), kept(answer.visual)
-    small = [drawn(shrink(picture), overlay, frame) for frame, picture in enumerate(pictures.pixels)]
-    columns = min(_SHEET_COLUMNS, math.ceil(math.sqrt(len(small))))
-    rows = math.ceil(len(small) / columns)
-    width, height = small[0].width + _GAP, small[0].height + _LINE + _GAP
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (image, seconds) in enumerate(zip(small, pictures.seconds, strict=True)):
-        place = (_GAP + number % columns * width, _GAP + number // columns * height)
-        sheet.paste(image, place)
-        label = f"{number + 1}   {text.moment(float(seconds))}"
-        draw.text((place[0], place[1] + image.height + 3), label, fill="black", font=font)
-    return sheet
+    shrink, overlay, font = shrinker(longest), kept(answer.visual), ImageFont.load_default(14)
+    for first in range(0, len(pictures), columns):
+        small = [
+            drawn(shrink(pictures.pixels[frame]), overlay, frame)
+            for frame in range(first, min(first + columns, len(pictures)))
+        ]
+        width, height = small[0].width + _GAP, small[0].height + _LINE + _GAP
+        strip = Image.new("RGB", (columns * width + _GAP, height), ground)
+        draw = ImageDraw.Draw(strip)
+        for place, image in enumerate(small):
+            left = _GAP + place * width
+            strip.paste(image, (left, _GAP))
+            label = f"{first + place + 1}   {text.moment(float(pictures.seconds[first + place]))}"
+            draw.text((left, _GAP + image.height + 3), label, fill=ink, font=font)
+        yield strip
 
 
 def write_clip(answer: Answer, pictures: Frames, file: Path) -> None:
