@@ -23,6 +23,7 @@ from holitom_cli.video.interlaced import is_woven, shown_of, surrounded
 from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
+from holitom_cli.video.references import points_elsewhere
 from holitom_cli.video.routing import AV_REASON, objection_to_decord
 from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
@@ -153,6 +154,11 @@ class Clip:
     @cached_property
     def _facts(self) -> Facts:
         with opened(self.path) as (container, stream):
+            if container.format.name.startswith("mov") and points_elsewhere(self.path):
+                raise VideoError(
+                    f"{shown(self.path)} keeps its pictures in another file, and others are not read.",
+                    "Give that file, or save this one again as a self-contained movie.",
+                )
             stream.thread_type = "SLICE"  # threads for frames would decode one frame each before the first is out
             first = next(frames_of(packets_of(container, stream), stream), None)
             if first is None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -13,7 +18,7 @@ from av.stream import Disposition
 
 from holitom_cli.errors import UsageError, VideoError
 from holitom_cli.types import Sampling
-from holitom_cli.video import av_reader, client, probe, read
+from holitom_cli.video import av_reader, client, opening, probe, read
 from tests import clips
 
 
@@ -215,6 +220,96 @@ def test_control_a_decoder_would_follow_a_playlist(tmp_path: Path) -> None:
     with av.open(f"file:{inside / 'list.m3u8'}") as container:
         first = np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
         assert clips.number_in(first) == 0
+
+
+def box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content) + 8) + name + content
+
+
+def found(content: bytes, begin: int, end: int, *names: bytes) -> tuple[int, int]:
+    """Where the first box at this path of names begins and ends."""
+    while content[begin + 4 : begin + 8] != names[0]:
+        begin += int.from_bytes(content[begin : begin + 4])
+        assert begin < end, names
+    end = begin + int.from_bytes(content[begin : begin + 4])
+    return found(content, begin + 8, end, *names[1:]) if names[1:] else (begin, end)
+
+
+DREF = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")
+
+
+def with_reference(movie: bytes, entry: bytes) -> bytes:
+    """The movie without its pictures, and with another data reference: a box of its own kind."""
+    begin, end = found(movie, 0, len(movie), *DREF)
+    other = box(b"dref", struct.pack(">II", 0, 1) + entry)
+    changed = bytearray(movie[:begin] + other + movie[end:])
+    for depth in range(1, len(DREF)):  # the boxes around it are longer by as much
+        around = found(movie, 0, len(movie), *DREF[:depth])[0]
+        longer = int.from_bytes(movie[around : around + 4]) + len(other) - (end - begin)
+        changed[around : around + 4] = longer.to_bytes(4)
+    begin, end = found(bytes(changed), 0, len(changed), b"mdat")
+    return bytes(changed[:begin] + changed[end:])
+
+
+def url(file: Path) -> bytes:
+    return box(b"url ", bytes(4) + b"file://" + bytes(file) + b"\0")
+
+
+def alias(file: Path) -> bytes:
+    """An alias record of classic Mac OS that names a path (tag 2), as QuickTime writes it."""
+    name, path = file.name.encode(), bytes(file)
+    record = bytes(6) + struct.pack(">HH", 2, 0) + b"\4disk".ljust(28, b"\0") + bytes(12)
+    record += bytes([len(name)]) + name.ljust(63, b"\0") + bytes(16) + struct.pack(">hh", -1, -1) + bytes(16)
+    record += struct.pack(">HH", 2, len(path)) + path + bytes(len(path) % 2) + struct.pack(">HH", 0xFFFF, 0)
+    return box(b"alis", bytes(4) + record)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "av", "decord"])
+@pytest.mark.parametrize("reference", [url, alias])
+@pytest.mark.parametrize("ending", ["mov", "mp4"])
+def test_movies_that_point_at_other_files_are_refused(
+    tmp_path: Path, ending: str, reference: Callable[[Path], bytes], decoder: client.Decoder
+) -> None:
+    secret, path = clips.make(tmp_path / f"secret.{ending}", 30), tmp_path / f"pointer.{ending}"
+    path.write_bytes(with_reference(secret.read_bytes(), reference(secret)))
+    with pytest.raises(VideoError) as caught:
+        read(path, 3, decoder=decoder)
+    assert caught.value.message == f"pointer.{ending} keeps its pictures in another file, and others are not read."
+
+
+def test_control_a_decoder_would_follow_a_data_reference(tmp_path: Path) -> None:
+    """Asked to, av reads the other file; what opens files here does not ask, and without the check gets nothing."""
+    secret, path = clips.make(tmp_path / "secret.mov", 30), tmp_path / "pointer.mov"
+    path.write_bytes(with_reference(secret.read_bytes(), alias(secret)))
+    with av.open(str(path), container_options={"enable_drefs": "1", "use_absolute_path": "1"}) as container:
+        first = np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
+        assert clips.number_in(first) == 0
+    with opening.opened(str(path)) as (container, stream):
+        assert next(opening.frames_of(opening.packets_of(container, stream), stream), None) is None
+
+
+@pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this platform")
+@pytest.mark.parametrize("reference", [url, alias])
+def test_decord_follows_no_data_reference_either(tmp_path: Path, reference: Callable[[Path], bytes]) -> None:
+    """By itself it raises an error; on the other file it does not."""
+    secret, path = clips.make(tmp_path / "secret.mov", 30), tmp_path / "pointer.mov"
+    path.write_bytes(with_reference(secret.read_bytes(), reference(secret)))
+    code = "import sys, decord; print(len(decord.VideoReader(sys.argv[1])), decord.VideoReader(sys.argv[1])[0].shape)"
+    done = [
+        subprocess.run([sys.executable, "-c", code, file], capture_output=True, check=False) for file in (secret, path)
+    ]
+    assert done[0].stdout.split(maxsplit=1)[0] == b"30"
+    assert (done[1].returncode, done[1].stdout) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "entry", [box(b"url ", bytes(4)), box(b"url ", b"\0\0\0\1"), box(b"alis", b"\0\0\0\1" + bytes(20))]
+)
+def test_references_to_the_file_itself_are_none(clip: Path, tmp_path: Path, entry: bytes) -> None:
+    movie = clips.make(tmp_path / "clip.mov", 30).read_bytes()
+    begin, end = found(movie, 0, len(movie), b"mdat")
+    (tmp_path / "own.mov").write_bytes(movie[:begin] + movie[begin:end] + with_reference(movie, entry)[begin:])
+    assert clips.numbers_in(read(tmp_path / "own.mov", 3).pixels) == [0, 14, 29]
 
 
 def test_pictures_named_by_a_pattern_are_not_opened(tmp_path: Path) -> None:
