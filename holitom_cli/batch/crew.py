@@ -45,6 +45,17 @@ class Made:
     more: int = 0
 
 
+def made_once(answered: set[str], job: Job, row: Mapping[str, Any] | None, claim: Claim | None) -> Made:
+    """A row that a worker told of, or its claim; an answer whose key another worker has `answered` is none."""
+    if row is None:
+        return Made(job, claim=claim)
+    if "answer" in row:
+        if row["key"] in answered:  # of equal content
+            return Made(job, claim=Claim.ANSWERED)
+        answered.add(row["key"])
+    return Made(job, row)
+
+
 def plan_document(plan: Plan) -> Message:
     """A plan as JSON values."""
     as_is = ("decode_timeout_seconds", "choices", "rows", "every_seconds", "time_instruction", "subtitles")
@@ -258,17 +269,8 @@ class Crew:
             worker.alone = False
         if message["key"] not in task.seen:
             task.seen.add(message["key"])
-            yield self._made(task.job, message)
-
-    def _made(self, job: Job, message: Message) -> Made:
-        row = message.get("row")
-        if row is None:
-            return Made(job, claim=Claim(message["claim"]))
-        if "answer" in row:
-            if row["key"] in self._answered:  # another worker has answered it of equal content
-                return Made(job, claim=Claim.ANSWERED)
-            self._answered.add(row["key"])
-        return Made(job, row)
+            claim = Claim(message["claim"]) if "claim" in message else None
+            yield made_once(self._answered, task.job, message.get("row"), claim)
 
     def _replace(self, worker: _Worker) -> Iterator[Made]:
         """A worker has died: its jobs are tried once more, each alone; one that was alone has failed."""

@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from holitom_cli import pipeline, video
-from holitom_cli.batch.ledger import Claim, Ledger
+from holitom_cli.batch.ledger import Claim
 from holitom_cli.batch.manifest import clip_identity, question_key, watched_key
 from holitom_cli.batch.reader import Fetched
 from holitom_cli.errors import HolitomError, in_a_sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import torch
 
     from holitom_cli.batch.questions import Job
@@ -31,7 +34,7 @@ class Fetcher:
         model: tuple[str, str | None, str],
         device: torch.device,
         plan: Plan,
-        ledger: Ledger,
+        claim: Callable[[str, Path], Claim],
         *,
         seen_on: str = "",
     ) -> None:
@@ -42,11 +45,11 @@ class Fetcher:
             model: id, revision and number format, as they are part of keys.
             device: where pictures are resized.
             plan: what is done to every clip.
-            ledger: which rows there are.
+            claim: says of a row, by key and clip, whether it is there.
             seen_on: the type of the device that clips will be looked at on, if that is another one.
         """
         self._checkpoint, self._model, self._device = checkpoint, model, device
-        self._plan, self._ledger, self._seen_on = plan, ledger, seen_on or device.type
+        self._plan, self._claim, self._seen_on = plan, claim, seen_on or device.type
 
     def fetch(self, job: Job) -> Fetched:
         """Read a job's clip, where one of its questions is open; of one that is to be cut, the jobs of its windows."""
@@ -55,11 +58,11 @@ class Fetcher:
             if self._plan.every_seconds is not None and job.window is None:
                 fetched.parts = self._cut(fetched.job)
                 return fetched
-            self._claim(fetched)
+            self._name_rows(fetched)
             self._read(fetched)
         except Exception as error:
             if not fetched.asked:
-                self._claim(fetched)
+                self._name_rows(fetched)
             fetched.error = sentence(error)
         return fetched
 
@@ -68,12 +71,12 @@ class Fetcher:
         length = video.probe(job.clip, timeout_seconds=self._decode_seconds()).duration_seconds
         return [replace(job, window=window) for window in windows(length, self._plan.every_seconds or math.inf)]
 
-    def _claim(self, fetched: Fetched) -> None:
+    def _name_rows(self, fetched: Fetched) -> None:
         job = fetched.job
         settings = self._plan.settings(self._model, job)
         for asked in job.asked:
             key = question_key(job.identity or "", asked.text, asked.settings(settings))
-            fetched.asked.append((key, asked, self._ledger.claim(key, job.clip)))
+            fetched.asked.append((key, asked, self._claim(key, job.clip)))
 
     def _read(self, fetched: Fetched) -> None:
         if not any(claim is Claim.OPEN for _, _, claim in fetched.asked):

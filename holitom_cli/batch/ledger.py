@@ -47,6 +47,12 @@ class Ledger:
             elif not retry_failed:
                 self._failed[row["key"]].add(_path(row))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}  # for other machines; locks stay where they are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def claim(self, key: str, clip: Path) -> Claim:
         """Take a row that nobody has made or is making."""
         with self._lock:

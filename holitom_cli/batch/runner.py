@@ -98,7 +98,7 @@ class Run:
         info = model.info
         if fetch is None:
             fetch = Fetcher(
-                model.checkpoint, (info.id, info.revision, info.number_format), model.device, plan, self._ledger
+                model.checkpoint, (info.id, info.revision, info.number_format), model.device, plan, self._ledger.claim
             ).fetch
         self._reader = ReadAhead(jobs, fetch, plan.readers, ahead_bytes(plan.processes))
         self._speakers = Speakers(model, plan.rows, plan.generation)

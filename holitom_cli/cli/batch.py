@@ -14,7 +14,7 @@ from rich.text import Text
 
 from holitom_cli.batch.table import Format, write
 from holitom_cli.cli import session
-from holitom_cli.cli.batch_options import ClipOptions, RunOptions
+from holitom_cli.cli.batch_options import ClipOptions, Engine, RunOptions
 from holitom_cli.cli.batch_report import ReportOptions
 from holitom_cli.cli.clip_pages import clip_pages
 from holitom_cli.cli.console import Talk, print_data, write_json
@@ -121,14 +121,16 @@ def batch(
     chosen, wish = method.build(context), sampling.build(video, context)
     _check_formats(formats or [], output, clips)
     pages.check(output)
+    if how.engine is Engine.ray:
+        _check_cluster(pages, output)
     from holitom_cli.video import warm_up
 
     warm_up()
     from holitom_cli import pipeline
     from holitom_cli.batch.ledger import Ledger
     from holitom_cli.batch.runner import Plan
-    from holitom_cli.model.device import choose_device
 
+    device = how.device_type(model)
     generation = pipeline.check_generation(Generation(**asdict(answer)))
     plan = Plan(
         chosen,
@@ -137,7 +139,7 @@ def batch(
         video.decode_timeout,
         kept.open(),
         given,
-        how.rows_on(choose_device(model.device).type),
+        how.rows_on(device),
         clips.every_seconds,
         how.timeout,
         time_instruction=told.time_instruction,
@@ -147,13 +149,13 @@ def batch(
     with nullcontext() if how.dry_run else _rows(output) as add:
         ledger = Ledger(output, retry_failed=how.retry_failed, force=how.force)
         model = _same_model(model, ledger, talk)
-        checkpoint = session.find_checkpoint(model, chosen, talk)
+        checkpoint = session.find_checkpoint(how.here(model), chosen, talk)
         session.check_room(checkpoint, chosen, 1, sorted({one.text for job in jobs for one in job.asked}), given)
         if add is None:
-            _estimate(checkpoint, model, jobs, plan, ledger, talk)
+            _estimate(checkpoint, how.here(model), jobs, plan, ledger, talk)
             return
         texts, tokens = [one.text for job in jobs for one in job.asked], generation.max_new_tokens
-        session.check_memory(model, checkpoint, [chosen], wish.num_frames or 1, texts, tokens)
+        session.check_memory(how.here(model), checkpoint, [chosen], wish.num_frames or 1, texts, tokens)
         # 2. The rows.
         makers = _makers(model, how, pages, checkpoint, jobs, plan, ledger, output, talk)
         interrupted = _make_rows(makers, jobs, add, tally, how.most_failures, talk)
@@ -191,6 +193,8 @@ def _makers(
 ) -> _Makers:
     from holitom_cli.batch.runner import Run
 
+    if how.engine is Engine.ray:
+        return _cluster(model, how.device_type(model), checkpoint, jobs, plan, ledger)
     devices = how.devices(model)
     if devices:
         return _crew(model, how, pages, checkpoint, jobs, plan, output, devices)
@@ -243,6 +247,34 @@ def _crew(
     watch = Stopwatch()
     watch.seconds = crew.seconds
     return _Makers(iter(crew), crew.stop, watch, crew.warnings, len(devices))
+
+
+def _cluster(
+    model: ModelOptions, device: str, checkpoint: Checkpoint, jobs: Sequence[Job], plan: Plan, ledger: Ledger
+) -> _Makers:
+    from holitom_cli.batch.cluster import Cluster, Order, dtype_on
+
+    source = checkpoint.source
+    place = str(source.path.absolute()) if Path(source.id).is_dir() else source.id
+    number_format = model.number_format(dtype_on(model.dtype, device))
+    order = Order((source.id, source.revision, number_format), place, device, _absolute(plan))
+    cluster = Cluster(jobs, order, ledger, row_of)
+    watch = Stopwatch()
+    watch.seconds = cluster.seconds
+    return _Makers(iter(cluster), cluster.stop, watch, (), cluster.workers)
+
+
+def _check_cluster(pages: ReportOptions, output: Path | None) -> None:
+    if output is None:
+        raise UsageError("--engine ray needs a file to go on from.", "Name one with --output.")
+    if pages.clip_pages is not None:
+        raise UsageError("Pages of clips are made by one machine alone.", "Leave --clip-pages or --engine out.")
+
+
+def _absolute(plan: Plan) -> Plan:
+    """The same for a machine that works in another folder."""
+    file = plan.subtitles
+    return plan if file is None or file == "auto" else replace(plan, subtitles=str(Path(file).absolute()))
 
 
 def _jobs(

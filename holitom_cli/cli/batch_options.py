@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from holitom_cli.cli.options import ModelOptions
 
 _STDIN = "-"
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    local = "local"
+    ray = "ray"
 
 
 def _option(panel: str, *names: str, **more: Any) -> Any:
@@ -121,6 +129,10 @@ class RunOptions:
         str | None,
         _option("Run", "--gpus", metavar="all|0,1", help="One worker process on each of these GPUs."),
     ] = None
+    engine: Annotated[
+        Engine,
+        _option("Run", "--engine", help="Who does the work: this machine, or the Ray cluster that it belongs to."),
+    ] = Engine.local
     timeout: Annotated[
         float | None, _option("Run", "--timeout", metavar="SECONDS", help="That a clip may take.", min=1)
     ] = None
@@ -137,6 +149,34 @@ class RunOptions:
     @property
     def most_failures(self) -> int | None:
         return 1 if self.fail_fast else self.max_failures
+
+    def device_type(self, model: ModelOptions) -> str:
+        """The type of the device that models run on: one of this machine, or those of the cluster.
+
+        Raises:
+            HolitomError: there is no such device, or no cluster; or options name one and the other.
+        """
+        if self.engine is Engine.local:
+            from holitom_cli.model.device import choose_device
+
+            return choose_device(model.device).type
+        if self.gpus is not None or model.device_map:
+            raise UsageError("--engine ray chooses devices itself.", "Leave --gpus and --device-map out.")
+        from holitom_cli.batch import cluster
+
+        return cluster.device_type(model.device)
+
+    def here(self, model: ModelOptions) -> ModelOptions:
+        """What of the model's options concerns this machine: of a cluster, it is the one that only writes.
+
+        Raises:
+            UsageError: no machine of the cluster can tell which model suits the others.
+        """
+        if self.engine is Engine.local:
+            return model
+        if model.model is None:
+            raise UsageError("--engine ray does not choose a model.", "Name one that all machines have by --model.")
+        return replace(model, device="cpu")
 
     def devices(self, model: ModelOptions) -> list[str]:
         """The devices of several workers; none where this process does the work.
