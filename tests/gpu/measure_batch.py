@@ -1,23 +1,29 @@
-"""A batch against loops, on a GPU: clips an hour, where the time goes, and how many answers differ.
+"""A batch against loops, on a GPU: clips an hour, where the time goes, how busy the GPU is, how many answers differ.
 
-    python -m tests.gpu.measure_batch SHAPE [CLIPS [SECONDS [TOKENS]]]
+    python -m tests.gpu.measure_batch shape:7b [--clips 64] [--seconds 20] [--tokens 64] [--part loops|gpus]
 
-Makes clips of that length, writes a checkpoint with random weights at the true shape, and answers one question about
-each clip in every way: a loop over stock transformers with decord, a loop over `watch` and `ask`, batches with several
-numbers of rows, and, with more than one GPU, a worker on each of them. Prints JSON.
+Makes clips of that length, draws random weights at the true shape, and answers one question about each clip in every
+way: a loop over stock transformers with decord (some of the clips: it is as slow for each), a loop over `watch` and
+`ask`, and batches with several numbers of rows. With more than one GPU, a worker on each of them as well, against one.
+A directory instead of a shape is a checkpoint to take. Prints a table, and JSON on the last line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from shutil import which
 from statistics import fmean
 from typing import Any
 
@@ -26,38 +32,71 @@ import torch
 
 from holitom_cli import ask, load_model, methods, watch
 from holitom_cli.batch.crew import Crew
+from holitom_cli.batch.ledger import Claim
 from holitom_cli.batch.questions import Asked, Job
+from holitom_cli.batch.reader import reader_count
 from holitom_cli.batch.runner import Plan, Run
 from holitom_cli.check import stock_inputs
 from holitom_cli.cli.tally import error_row
 from holitom_cli.model import Model
+from holitom_cli.model.hub import Source
+from holitom_cli.model.layers import join_language, join_tower
+from holitom_cli.model.loading import Checkpoint, describe, shape_of
 from holitom_cli.model.preprocess import prepare
-from holitom_cli.types import Answer, Frames, Generation, ModelInfo, Sampling
+from holitom_cli.model.shapes import PREFIX, published_config, random_network
+from holitom_cli.quality.checkpoint import build_tokenizer, write_text_files
+from holitom_cli.types import Answer, Frames, Generation, Sampling
 from tests.clips import make
 from tests.gpu.true_shapes import write_true_shape
+from tests.make_random_checkpoint import WORDS
 
 _QUESTION = "What happens in the video?"
 _SIZE = (1280, 720)
 _ROWS = (1, 4, 16, 32)
 _RATE = 25
+_BEST = "batch, 16 rows"  # what a GPU does by default
+_ROUNDS = 3  # questions about each clip for each GPU, when several are compared
+
+Results = dict[str, dict[str, Any]]
+Ids = dict[str, tuple[int, ...]]
+
+
+# --- clips and weights ----------------------------------------------------------------------------
 
 
 def make_clips(folder: Path, count: int, seconds: int) -> list[Path]:
-    """H.264 at 720p, blocks that drift over a noisy ground, another one in every clip."""
-
-    def painter(number: int) -> Callable[[int], Any]:
-        dice = np.random.default_rng(number)
-        ground = dice.integers(0, 256, (_SIZE[1] // 8, _SIZE[0] // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        return lambda frame: np.roll(ground, (2 * frame, 3 * frame), (0, 1))
-
-    frames = seconds * _RATE
-    return [
-        make(folder / f"{number:03}.mp4", frames, size=_SIZE, group=250, rate=_RATE, paint=painter(number), threads=4)
-        for number in range(count)
-    ]
+    """H.264 at 720p, one key frame in 10 s: blocks that drift, others in every clip."""
+    one = partial(_make_clip, folder, seconds)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(one, range(count)))
 
 
-def stock_loop(network: Any, model: Model, clips: Sequence[Path], tokens: int) -> dict[str, float]:
+def _make_clip(folder: Path, seconds: int, number: int) -> Path:
+    dice = np.random.default_rng(number)
+    ground = dice.integers(0, 256, (_SIZE[1] // 8, _SIZE[0] // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    return make(
+        folder / f"{number:03}.mp4", seconds * _RATE, size=_SIZE, group=10 * _RATE, rate=_RATE,
+        options={"preset": "veryfast"}, paint=lambda frame: np.roll(ground, (2 * frame, 3 * frame), (0, 1)),
+    )  # fmt: skip
+
+
+def build(shape: str, folder: Path) -> Model:
+    """Random weights at a true shape, drawn where they are used, and the tests' own words."""
+    words = build_tokenizer(WORDS)
+    config = published_config(shape, (words.vocab["<image>"], words.vocab["<video>"]))
+    write_text_files(folder, words, config.vision_config.image_size)
+    device = torch.device("cuda", 0)
+    network = random_network(config, device, torch.bfloat16, label=shape)
+    join_tower(network.model.vision_tower)
+    join_language(network.model.language_model)
+    checkpoint = Checkpoint(Source(shape, folder, "local"), config, shape_of(config), random=True)
+    return Model(network, checkpoint, describe(checkpoint, network, device, torch.bfloat16))
+
+
+# --- ways of answering ----------------------------------------------------------------------------
+
+
+def stock_loop(model: Model, clips: Sequence[Path], tokens: int) -> dict[str, float]:
     """Decode with decord, preprocess, generate with the library: one clip after the other."""
     import decord  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -70,94 +109,179 @@ def stock_loop(network: Any, model: Model, clips: Sequence[Path], tokens: int) -
         decoded = time.perf_counter()
         inputs = stock_inputs(model, prepare(model.preprocessor, frames, model.device), _QUESTION)
         with torch.inference_mode():
-            network.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        torch.cuda.synchronize()
+            model.network.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        _settle()
         spent["decode"] += decoded - began
         spent["model"] += time.perf_counter() - decoded
     return spent
 
 
-def ask_loop(model: Model, clips: Sequence[Path], tokens: int) -> dict[str, tuple[int, ...]]:
+def ask_loop(model: Model, clips: Sequence[Path], tokens: int) -> Ids:
     """Our own way for one clip, one after the other."""
     return {clip.name: ask(model, watch(model, clip), _QUESTION, max_new_tokens=tokens).token_ids for clip in clips}
 
 
-def batch(model: Model, jobs: Sequence[Job], plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
+def batch(model: Model, clips: Sequence[Path], tokens: int, rows: int) -> tuple[Ids, dict[str, float]]:
     """A batch in this process."""
-    run = Run(model, jobs, plan)
+    run = Run(model, jobs(clips), plan(tokens, rows))
     said = {item.job.clip.name: item.outcome.token_ids for item in run if isinstance(item.outcome, Answer)}
-    assert len(said) == len(jobs)
-    return said, run.watch.seconds
+    assert len(said) == len(clips)
+    return said, dict(run.watch.seconds)
 
 
-def crew(jobs: Sequence[Job], plan: Plan, info: ModelInfo, gpus: int) -> float:
-    """Rows a second of several workers, from their first row to the last, so that loading is left out."""
-    setting = {"output": None, "retry_failed": False, "force": False, "threads": None}
-    moments: list[float] = []
-    devices = [f"cuda:{number}" for number in range(gpus)]
-    for made in Crew(jobs, devices, plan, (info.id, None, info.dtype), setting, error_row):
-        assert made.row is None or "answer" in made.row
-        moments.append(time.perf_counter())
-    return (len(moments) - 1) / (moments[-1] - moments[0])
+def jobs(clips: Sequence[Path], rounds: int = 1) -> list[Job]:
+    """Each clip, so often, with a question of its own each time, so that no row is another's."""
+    asked = [_QUESTION, *(f"{_QUESTION} ({number})" for number in range(1, rounds))]
+    return [Job(clip, (Asked(text),), number=n) for n, (text, clip) in enumerate((t, c) for t in asked for c in clips)]
+
+
+def plan(tokens: int, rows: int, processes: int = 1) -> Plan:
+    readers = reader_count(processes)
+    return Plan(methods.get("holitom"), Generation(tokens), Sampling(), rows=rows, readers=readers, processes=processes)
+
+
+def crew(work: Sequence[Job], tokens: int, model: tuple[str, None, str], devices: Sequence[str]) -> float:
+    """Rows a second of a worker on each device, from when all have a model to the last row."""
+    setting = {"output": None, "retry_failed": False, "force": False, "clip_pages": None}
+    several = Crew(work, devices, plan(tokens, 16, len(devices)), model, setting, error_row)
+    began, count = 0.0, 0
+    for made in several:
+        assert made.claim is not Claim.ANSWERED
+        assert made.row is None or "answer" in made.row, made.row
+        if began:
+            count += 1
+        elif all(worker.ready for worker in several._workers):
+            began = time.perf_counter()
+    return count / (time.perf_counter() - began)
+
+
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def timed(results: dict[str, Any], name: str, clips: int) -> Iterator[None]:
+def timed(results: Results, name: str, clips: int) -> Iterator[dict[str, Any]]:
     """Time a way, and ask the driver meanwhile how busy the first GPU is."""
-    busy: list[float] = []
+    with _busy() as busy:
+        _settle()
+        began = time.perf_counter()
+        results[name] = {}
+        yield results[name]
+        _settle()
+        seconds = time.perf_counter() - began
+    results[name] |= {"seconds": round(seconds, 2), "clips": clips, "clips_an_hour": round(3600 * clips / seconds)}
+    results[name]["gpu_percent"] = round(fmean(busy), 1) if busy else None
+    print(name, results[name], flush=True)
+
+
+@contextmanager
+def _busy() -> Iterator[list[float]]:
+    """Percent of the time in which the first GPU had work, five times a second; nothing where there is none."""
+    found: list[float] = []
+    if which("nvidia-smi") is None:
+        yield found
+        return
     query = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        listener = threading.Thread(target=lambda: busy.extend(map(float, process.stdout or ())))
+        out = process.stdout
+        assert out is not None
+        listener = threading.Thread(target=lambda: found.extend(float(line) for line in out if line.strip().isdigit()))
         listener.start()
+        try:
+            yield found
+        finally:
+            process.terminate()
+            listener.join()
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-        began = time.perf_counter()
-        yield
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-        process.terminate()
-        listener.join()
-    results[name] = {"seconds": seconds, "clips_an_hour": 3600 * clips / seconds, "gpu_percent": fmean(busy or [0.0])}
-    print(name, results[name], file=sys.stderr, flush=True)
 
 
-def main(shape: str, count: int = 64, seconds: int = 20, tokens: int = 64) -> None:
-    """Measure everything."""
-    from transformers import LlavaOnevisionForConditionalGeneration
+def measure_loops(model: Model, clips: Sequence[Path], tokens: int) -> Results:
+    """All ways on one GPU."""
+    results: Results = {}
+    few = clips[: max(2, len(clips) // 8)]
+    stock_loop(model, clips[:1], tokens)
+    with timed(results, "stock loop", len(few)) as row:
+        row["seconds_by_work"] = stock_loop(model, few, tokens)
+    ask_loop(model, clips[:2], tokens)
+    with timed(results, "ask loop", len(clips)):
+        alone = ask_loop(model, clips, tokens)
+    batch(model, clips[:4], tokens, 4)
+    for rows in _ROWS:
+        with timed(results, f"batch, {rows} rows", len(clips)) as row:
+            said, row["seconds_by_work"] = batch(model, clips, tokens, rows)
+        row["differ"] = sum(said[clip] != alone[clip] for clip in alone)
+        row["tokens"] = fmean(map(len, said.values()))
+    return results
 
-    results: dict[str, Any] = {}
+
+def measure_gpus(clips: Sequence[Path], tokens: int, path: Path, dtype: str, devices: Sequence[str]) -> dict[str, Any]:
+    """One worker against one on every device, each with as many rows to make."""
+    rates = {
+        count: crew(jobs(clips, _ROUNDS * count), tokens, (str(path), None, dtype), devices[:count])
+        for count in (1, len(devices))
+    }
+    return {"rows_a_second": rates, "ratio": rates[len(devices)] / rates[1]}
+
+
+def table(results: Results) -> str:
+    """The ways, one a line."""
+    lines = [f"{'':16}{'clips/h':>9}{'x stock':>9}{'x ask':>7}{'GPU busy':>10}{'differ':>8}  seconds"]
+    for name, row in results.items():
+        rate = row["clips_an_hour"]
+        shares = (rate / results[loop]["clips_an_hour"] for loop in ("stock loop", "ask loop"))
+        busy = "" if row["gpu_percent"] is None else f"{row['gpu_percent']:.0f}%"
+        work = ", ".join(f"{part} {spent:.1f}" for part, spent in row.get("seconds_by_work", {}).items())
+        over_stock, over_ask = (f"{share:.1f}" for share in shares)
+        differ = row.get("differ", "")
+        lines.append(
+            f"{name:16}{rate:>9,}{over_stock:>9}{over_ask:>7}{busy:>10}{differ:>8}  {row['seconds']:.1f}: {work}"
+        )
+    return "\n".join(lines)
+
+
+def main(shape: str, count: int, seconds: int, tokens: int, part: str | None) -> None:
+    """Measure everything, or a part."""
+    gpus = torch.cuda.device_count()
+    told: dict[str, Any] = {"model": shape, "clips": count, "seconds": seconds, "tokens": tokens, "gpus": gpus}
+    told["cores"] = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
-        clips = make_clips(Path(scratch), count, seconds)
-        path = write_true_shape(shape, Path(scratch) / shape)
-        torch.cuda.empty_cache()
-        model = load_model(path, device="cuda")
-        few = clips[: max(4, count // 8)]  # the loop over stock transformers is slow, and as slow for each clip
-        library: Any = LlavaOnevisionForConditionalGeneration
-        network = library.from_pretrained(path, dtype=model.dtype).to("cuda")
-        stock_loop(network, model, clips[:1], tokens)
-        with timed(results, "stock loop", len(few)):
-            spent = stock_loop(network, model, few, tokens)
-        results["stock loop"]["seconds_by_work"] = spent
-        del network
-        torch.cuda.empty_cache()
-        ask_loop(model, clips[:2], tokens)
-        with timed(results, "ask loop", count):
-            alone = ask_loop(model, clips, tokens)
-        jobs = [Job(clip, (Asked(_QUESTION),), number=number) for number, clip in enumerate(clips)]
-        plan = {rows: Plan(methods.get("holitom"), Generation(tokens), Sampling(), rows=rows) for rows in _ROWS}
-        for rows in _ROWS:
-            name = f"batch, {rows} rows"
-            with timed(results, name, count):
-                said, work = batch(model, jobs, plan[rows])
-            results[name] |= {"seconds_by_work": work, "differ": sum(said[clip] != alone[clip] for clip in alone)}
-        if (gpus := torch.cuda.device_count()) > 1:
-            info = model.info
+        folder = Path(scratch)
+        began = time.perf_counter()
+        clips = make_clips(folder, count, seconds)
+        print(f"{count} clips made in {time.perf_counter() - began:.1f} s", flush=True)
+        if part != "gpus":
+            text = folder / "text"
+            text.mkdir()
+            model = build(shape.removeprefix(PREFIX), text) if shape.startswith(PREFIX) else load_model(shape)
+            told["device"], told["dtype"] = model.info.device_name, model.info.dtype
+            results = measure_loops(model, clips, tokens)
+            told["ways"] = results
+            told["x_stock"] = results[_BEST]["clips_an_hour"] / results["stock loop"]["clips_an_hour"]
+            told["x_ask"] = results[_BEST]["clips_an_hour"] / results["ask loop"]["clips_an_hour"]
+            print(table(results), flush=True)
             del model
-            torch.cuda.empty_cache()
-            rates = {number: crew(jobs, plan[16], info, number) for number in (1, gpus)}
-            results["gpus"] = {f"{number} GPUs, rows a second": rate for number, rate in rates.items()}
-    print(json.dumps({"shape": shape, "clips": count, "seconds": seconds, "tokens": tokens, **results}, indent=2))
+        if part == "gpus" or (part is None and gpus > 1):
+            devices = [f"cuda:{number}" for number in range(gpus)] or ["cpu", "cpu"]
+            dtype = "bfloat16" if gpus else "float32"
+            path = Path(shape)
+            if shape.startswith(PREFIX):  # a worker reads files
+                path = write_true_shape(shape.removeprefix(PREFIX), folder / "weights")
+            if gpus:
+                torch.cuda.empty_cache()
+            told["workers"] = measure_gpus(clips, tokens, path, dtype, devices)
+            print(f"{len(devices)} workers against one: {told['workers']['ratio']:.2f} x", flush=True)
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--part", choices=("loops", "gpus"))
+    given = parser.parse_args()
+    main(given.shape, given.clips, given.seconds, given.tokens, given.part)
