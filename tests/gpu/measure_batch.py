@@ -85,7 +85,7 @@ def build(shape: str, folder: Path) -> Model:
     words = build_tokenizer(WORDS)
     config = published_config(shape, (words.vocab["<image>"], words.vocab["<video>"]))
     write_text_files(folder, words, config.vision_config.image_size)
-    device = torch.device("cuda", 0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = random_network(config, device, torch.bfloat16, label=shape)
     join_tower(network.model.vision_tower)
     join_language(network.model.language_model)
