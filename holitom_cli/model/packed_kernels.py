@@ -1,6 +1,7 @@
 """Triton's kernels for packed weights, which `quantise` describes; imported where there is Triton alone.
 
-Numbers are summed in float32. Parameters of kernels have no types: Triton takes annotations for its own.
+Numbers are summed in float32. A matrix's width is compiled in: a language model has two. Parameters of kernels have no
+types, since Triton takes annotations for its own.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _few_rows_8(
     bias,
     product,
     N,
-    K,
+    K: tl.constexpr,
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
@@ -102,7 +103,7 @@ def _few_rows_4(
     bias,
     product,
     N,
-    WORDS,
+    WORDS: tl.constexpr,
     GROUP_WORDS: tl.constexpr,
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -111,19 +112,16 @@ def _few_rows_4(
     m = tl.program_id(0)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = rows < N
-    total = tl.zeros((ROWS, TILE), tl.float32)
+    groups: tl.constexpr = TILE // GROUP_WORDS
+    total = tl.zeros((ROWS, groups), tl.float32)
     for start in range(0, WORDS, TILE):
         word = start + tl.arange(0, TILE)
         here = word < WORDS
-        both = inside[:, None] & here[None, :]
-        packed = tl.load(values + rows[:, None].to(tl.int64) * WORDS + word[None, :], mask=both, other=0)
-        at = steps + rows[:, None] * (WORDS // GROUP_WORDS) + word[None, :] // GROUP_WORDS
-        pair = tl.load(at, mask=both, other=0)
-        # A bfloat16 is the upper half of a float32; the step is the first of the two.
-        step, low = (pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True)
+        at = values + rows[:, None].to(tl.int64) * WORDS + word[None, :]
+        packed = tl.load(at, mask=inside[:, None] & here[None, :], other=0)
+        upper = packed >> 20
         scaled = tl.zeros((ROWS, TILE), tl.float32)
         plain = tl.zeros((TILE,), tl.float32)
-        upper = packed >> 20
         for p in tl.static_range(8):
             entering = tl.load(states + m * WORDS * 8 + p * WORDS + word, mask=here, other=0).to(tl.float32)
             plain += entering
@@ -132,7 +130,13 @@ def _few_rows_4(
             bits = ((packed if p < 5 else upper) & (15 << 4 * (p % 5))) | 0x4B000000
             number = bits.to(tl.float32, bitcast=True) - 8388608.0
             scaled += number * (entering * (1.0 / (1 << 4 * (p % 5))))[None, :]
-        total += step * scaled + low * plain[None, :]
+        group = start // GROUP_WORDS + tl.arange(0, groups)
+        at = steps + rows[:, None] * (WORDS // GROUP_WORDS) + group[None, :]
+        pair = tl.load(at, mask=inside[:, None] & (group < WORDS // GROUP_WORDS)[None, :], other=0)
+        # A bfloat16 is the upper half of a float32; the step is the first of the two.
+        step, low = (pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True)
+        sums = tl.sum(tl.reshape(scaled, (ROWS, groups, GROUP_WORDS)), 2)
+        total += step * sums + low * tl.sum(tl.reshape(plain, (groups, GROUP_WORDS)), 1)[None, :]
     found = tl.sum(total, 1)
     if BIAS:
         found += tl.load(bias + rows, mask=inside, other=0).to(tl.float32)

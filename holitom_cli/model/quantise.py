@@ -7,8 +7,8 @@ read a row at a time or once a token.
 torchao is not used: its import alone takes three seconds of every start; its 8-bit weights are turned back into 16 bits
 for each token unless a compiler fuses that; its 4-bit ones are bfloat16 on NVIDIA cards from Ampere on or nothing, in
 an order of memory that large prompts cannot be multiplied with; and neither can be the joined rows of several layers.
-The numbers are the same: symmetric in 8 bits with a step for each row, from lowest to highest in 4 bits with a step for
-each group of a row.
+The schemes are the same: in 8 bits from -127 to 127 steps, one step for each row; in 4 bits from the lowest to the
+highest weight of each 128 of a row, in 15 steps.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _GROUP_WORDS = 16  # neighbouring words of a row, 128 weights, that share a step
 _FEW_ROWS = 8  # multiplied with the packed weights themselves; more pay for unpacking these first
 _FEW_ROWS_CPU = 16
 UNPACKED_AT_ONCE = 2**28  # weights on a GPU, half a GiB in 16 bits
-_UNPACKED_ON_CPU = 2**22  # as many as stay in its cache
-_STORED = 2**22  # weights quantised at a time: 16 MiB in float32
+_UNPACKED_ON_CPU = 2**18  # as many as stay in a core's cache
+STORED_AT_ONCE = 2**22  # weights that are quantised, 16 MiB in float32
 
 
 class Packed(NamedTuple):
@@ -111,7 +111,7 @@ def _groups(columns: int) -> int:
     return words // math.gcd(words, _GROUP_WORDS)
 
 
-def pieces(shape: Sequence[int], most: int = _STORED) -> Iterator[tuple[int, int]]:
+def pieces(shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows of a matrix (N, K), each with `most` weights or a single row."""
     step = max(1, most // shape[1])
     return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
@@ -148,7 +148,7 @@ def restore(packed: Packed, dtype: torch.dtype) -> Tensor:
     elif kernels is not None:
         kernels.unpack(packed.values, packed.steps, weights)
     else:
-        for start, stop in pieces(packed.shape):
+        for start, stop in pieces(packed.shape, STORED_AT_ONCE):
             weights[start:stop] = _unpacked(packed.rows(start, stop))
     return weights
 
@@ -166,7 +166,8 @@ def multiply(states: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
     """A linear layer: (..., K) -> (..., N)."""
     flat = states.reshape(-1, states.shape[-1])
     device = states.device.type
-    if device == "cpu" and packed.bits == 8 and len(flat) <= _FEW_ROWS_CPU:
+    halves = flat.dtype in (torch.bfloat16, torch.float16)  # in float32 the CPU's own kernel is a slow one
+    if device == "cpu" and packed.bits == 8 and halves and len(flat) <= _FEW_ROWS_CPU:
         product = torch._weight_int8pack_mm(flat, packed.values, packed.steps.to(flat.dtype))
         product = product if bias is None else product + bias
     elif (kernels := _kernels(device)) is not None and len(flat) <= _FEW_ROWS:

@@ -18,7 +18,7 @@ from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.loading import Checkpoint, Model, describe, shape_of
 from holitom_cli.model.memory import free_bytes
 from holitom_cli.model.preprocess import Preprocessor
-from holitom_cli.model.quantise import Packed, Quantize, check_quantize, pieces, store
+from holitom_cli.model.quantise import STORED_AT_ONCE, Packed, Quantize, check_quantize, pieces, store
 from holitom_cli.model.weights import empty_network, fill, packed_places, weight_bytes
 
 PREFIX = "shape:"
@@ -147,7 +147,7 @@ def _drawn(
     name: str, like: Tensor, device: torch.device, stream: torch.Generator, place: Packed | None
 ) -> Tensor | Packed:
     if place is not None:
-        for start, stop in pieces(place.shape):
+        for start, stop in pieces(place.shape, STORED_AT_ONCE):
             fresh = torch.empty((stop - start, like.shape[1]), dtype=like.dtype, device=device)
             store(place.rows(start, stop), fresh.normal_(0, _SPREAD, generator=stream))
         return place

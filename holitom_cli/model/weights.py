@@ -94,7 +94,7 @@ def _read(
     """One tensor; converted on the device, which is faster at it, after the copy."""
     tensor: Tensor = file.get_tensor(name)  # on a CPU these are still the file's own pages
     if isinstance(place, Packed):
-        for start, stop in quantise.pieces(place.shape):
+        for start, stop in quantise.pieces(place.shape, quantise.STORED_AT_ONCE):
             quantise.store(place.rows(start, stop), tensor[start:stop].to(device))
         return place
     tensor = tensor.to(device)

@@ -162,7 +162,7 @@ def kernels(tune: bool) -> int:
         for name, shape in matrices.items():
             weights = torch.randn(shape, device=device, dtype=torch.bfloat16) * 0.02
             packed = quantise.empty(shape, bits, device)
-            for start, stop in quantise.pieces(shape):
+            for start, stop in quantise.pieces(shape, quantise.STORED_AT_ONCE):
                 quantise.store(packed.rows(start, stop), weights[start:stop])
             plain = quantise.restore(packed, torch.bfloat16)
             exact = quantise.restore(packed, torch.float32).double() if name != "lm_head" else None
