@@ -39,6 +39,7 @@ from holitom_cli.batch.runner import Plan, Run
 from holitom_cli.check import stock_inputs
 from holitom_cli.cli.tally import error_row
 from holitom_cli.model import Model
+from holitom_cli.model.device import choose_device
 from holitom_cli.model.hub import Source
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.loading import Checkpoint, describe, shape_of
@@ -85,7 +86,7 @@ def build(shape: str, folder: Path) -> Model:
     words = build_tokenizer(WORDS)
     config = published_config(shape, (words.vocab["<image>"], words.vocab["<video>"]))
     write_text_files(folder, words, config.vision_config.image_size)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     network = random_network(config, device, torch.bfloat16, label=shape)
     join_tower(network.model.vision_tower)
     join_language(network.model.language_model)
