@@ -50,6 +50,7 @@ TYPING_ROOMS = {"types": {"clock", "methods"}}
 # Libraries that belong to some rooms alone.
 OWNERS = {
     "typer": {"cli"},
+    "textual_image": {"cli"},
     "rich": {"cli", "report"},
     "transformers": {"model", "check", "quality"},
     "accelerate": {"model"},

@@ -14,7 +14,9 @@ from holitom_cli.types import Sampling
 if TYPE_CHECKING:
     from holitom_cli.types import ByteArray
 
-Place = tuple[str, float]  # a clip's path, and seconds from its first frame
+Place = tuple[
+    str, float, bool
+]  # a clip's path, seconds from its first frame, whether the key frame nearest to it will do
 
 
 def pictures(
@@ -23,7 +25,7 @@ def pictures(
     encode: Callable[[ByteArray], bytes],
     timeout_seconds: float | None = None,
 ) -> Iterator[tuple[Place, bytes | None]]:
-    """Read the key frame nearest to each place, several clips at a time; None of a clip that cannot be read.
+    """Read the frame at each place, several clips at a time; None of a clip that cannot be read.
 
     Args:
         places: in any order.
@@ -53,8 +55,9 @@ def _picture(
 ) -> bytes | None:
     from holitom_cli import video
 
-    path, seconds = place
-    wish = Sampling(num_frames=1, keyframes=True, start_seconds=seconds)
+    path, seconds, roughly = place
+    near = Sampling(num_frames=1, keyframes=True, start_seconds=seconds)
+    wish = near if roughly else Sampling(at_seconds=(seconds,))
     try:
         return encode(video.read(path, wish, timeout_seconds=timeout_seconds, shrink=shrink).pixels[0])
     except HolitomError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holitom_cli.report import terminal, text
 from holitom_cli.report.comparison import Compared, agreement, full_of, shown_rows
-from holitom_cli.report.evaluation import Part, evaluation_parts
+from holitom_cli.report.evaluation import Part, figures, types_across
 from holitom_cli.report.page import flat, template
 from holitom_cli.report.plot import Axis, Line, Point, plot
 
@@ -70,10 +70,14 @@ def evaluation_page(model: ModelInfo, document: Mapping[str, Any]) -> str:
         answers=[],
         plots=_plots("accuracy", measured),
         note="Bars are one standard error to either side, the band that of full.",
-        parts=evaluation_parts(model, results, len(results) or 1),
-        facts=[*terminal.model_rows(model), *((name, str(value)) for name, value in settings.items())],
+        parts=[*figures(model, results), *types_across(results)],
+        facts=[*terminal.model_rows(model), *_facts(settings)],
         everything=document,
     )
+
+
+def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((name.replace("_", " "), str(value)) for name, value in settings.items() if value is not None)
 
 
 def write_comparison_page(rows: Sequence[Compared], document: Mapping[str, Any], file: Path) -> None:
@@ -94,7 +98,7 @@ def comparison_page(rows: Sequence[Compared], document: Mapping[str, Any]) -> st
     ]
     heads = ("method", "budget", "answer")
     answers = [{name: cells[name] for name in heads} for cells in shown_rows(rows)]
-    figures = [{name: cell for name, cell in cells.items() if name != "answer"} for cells in shown_rows(rows)]
+    rest = [{name: cell for name, cell in cells.items() if name != "answer"} for cells in shown_rows(rows)]
     return _page(
         title=first.question,
         lead=f"{terminal.title(first.frames)}, answered by {terminal.short(first.model)}.",
@@ -102,7 +106,7 @@ def comparison_page(rows: Sequence[Compared], document: Mapping[str, Any]) -> st
         answers=answers,
         plots=_plots("agreement with full", measured),
         note=_agreement_note(rows) if full else "Without full among the methods there is nothing to agree with.",
-        parts=[Part("Figures", terminal.short(first.model), figures)],
+        parts=[Part("Figures", terminal.short(first.model), rest)],
         facts=[(label, str(value)) for label, value in terminal.header_rows(first)[:-1]],
         everything=document,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +47,25 @@ class Part:
 
 def evaluation_tables(model: ModelInfo, results: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return tables of accuracy, its difference to every token kept, cost, and accuracy by type of question."""
-    return Encodable(Group(*map(_table, evaluation_parts(model, results, _TYPE_COLUMNS))))
+    return Encodable(Group(*map(_table, [*figures(model, results), *_types(results)])))
 
 
-def evaluation_parts(model: ModelInfo, results: Sequence[Mapping[str, Any]], type_columns: int) -> Iterator[Part]:
-    """The same tables, those that have rows; types for so many methods and budgets side by side."""
+def figures(model: ModelInfo, results: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """The tables of accuracy, difference and cost, those that have rows."""
     pairs = [_against(result) for result in results if _is_paired(result)]
     parts = [
         Part("Accuracy", f"{short(model)}, ± one standard error", [_accuracy(result) for result in results]),
         Part("Against full", "points on the same questions, 95% intervals over videos", pairs),
         Part("Cost", f"{short(model)}; FLOPs are the prefill's", [_cost(result) for result in results]),
-        *_types(results, type_columns),
     ]
-    return (part for part in parts if part.rows)
+    return [part for part in parts if part.rows]
+
+
+def types_across(results: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Accuracy by type of question where there is room for all types side by side: methods down; none without types."""
+    kinds = dict.fromkeys(kind for result in results for kind in result["by_type"])
+    rows = [_name(result) | {kind: _cell(result, kind)[1] for kind in kinds} for result in results]
+    return [Part("By type", "accuracy by type of question", rows)] if kinds else []
 
 
 def _table(part: Part) -> RenderableType:
@@ -111,11 +117,11 @@ def _cost(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _types(results: Sequence[Mapping[str, Any]], columns: int) -> Iterable[Part]:
+def _types(results: Sequence[Mapping[str, Any]]) -> Iterable[Part]:
     """Types down, methods across, a few at a time."""
     kinds = dict.fromkeys(kind for result in results for kind in result["by_type"])
-    for start in range(0, len(results), columns):
-        shown = results[start : start + columns]
+    for start in range(0, len(results) if kinds else 0, _TYPE_COLUMNS):
+        shown = results[start : start + _TYPE_COLUMNS]
         rows = [{"type": kind} | dict(_cell(result, kind) for result in shown) for kind in kinds]
         yield Part("By type", "", rows)
 

@@ -63,7 +63,7 @@ def page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames
         ratio=f"{pictures.pixels.shape[2]} / {pictures.pixels.shape[1]}",
         grid=math.isqrt(first.tokens.patches_per_frame),
         questions=shown,
-        shared=_bars(shared, {}) if shared else [],
+        shared=_bars(shared, terminal.all_stages(baseline[0]) if baseline else {}) if shared else [],
         baseline=baseline[0].method if baseline else "",
         everything=list(flat(document(answers, baseline))),
         style={"veil": VEIL, "dropped": DIMMED[Fate.DROPPED], "folded": DIMMED[Fate.FOLDED], "tinted": TINTED},

@@ -14,6 +14,7 @@ MARKERS = ("M-4 -4h8v8h-8z", "M-5 4l5 -9l5 9z", "M-5 0l5 -5l5 5l-5 5z", "M-5 -4l
 _WIDTH, _HEIGHT = 440, 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 18, 14, 50  # pixels around the axes
 _TITLE, _ENTRY = 28, 22  # of the title, where it is drawn, and of a line of the legend
+_WORDS = 14  # pixels that a line of words takes
 _INSET = 18  # pixels between the outermost points and the ends of the axis
 _LOGARITHMIC_FROM = 5  # times the least: beyond it equal factors are equal distances
 _ACROSS, _UPWARDS = 4, 7  # ticks, about
@@ -158,6 +159,7 @@ def _level(axes: _Axes, level: Point, right: Axis) -> dict[str, Any]:
         "high": high,
         "breadth": round(low - high, 1),
         "x": axes.x(level.x) if inside else None,
+        "words_y": axes.y(level.y) + (15 if high < axes.top_pixels + _WORDS else -6),  # below it where it is high up
         "beyond": "" if inside or not level.x else f"full: {right.write(level.x)}",
         "words": level.words,
     }

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from holitom_cli.types import ByteArray
 
 Row = Mapping[str, Any]
-Place = tuple[str, float]  # a clip's path, and seconds from its first frame
+Place = tuple[
+    str, float, bool
+]  # a clip's path, seconds from its first frame, whether the key frame nearest to it will do
 
+_LONG_SECONDS = 30  # of a clip: a longer one has a key frame near, and exact reading would take long
 # The longest side in pixels of a clip's picture, for so many rows at most: all of them together stay below 6 MB.
 _THUMBNAIL_SIDES = {2500: 96, 6000: 64}
 _BARS = 24  # of a distribution
@@ -43,7 +46,9 @@ def places(rows: Iterable[Row]) -> list[Place]:
 
 def _place(row: Row) -> Place | None:
     video, times = row.get("video"), row.get("sampling", {}).get("frame_times_s")
-    return (video["path"], times[len(times) // 2]) if video and times else None
+    if not (video and times):
+        return None
+    return video["path"], times[len(times) // 2], video["duration_s"] > _LONG_SECONDS
 
 
 def thumbnail_side(rows: int) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "chrome"))), None)
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+INK = "rgb(27, 30, 37)"  # of words in plots on white
 LOOKS = [(width, scheme) for width in (400, 1280, 1920) for scheme in ("light", "dark")]
 
 pytestmark = [
@@ -238,6 +239,36 @@ def test_summary_is_accessible(browser: Browser, tmp_path: Path, demo_clip: Path
     assert violations(visit(browser, tmp_path / "page.html", 1280, scheme)) == []
 
 
+# --- on paper --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ask", "batch", "eval", "compare"])
+def test_pages_print_dark_on_white_and_lose_nothing(
+    browser: Browser, file: Path, tmp_path: Path, demo_clip: Path, kind: str
+) -> None:
+    page_file = file if kind == "ask" else tmp_path / "page.html"
+    if kind == "batch":
+        rows = made_rows(20)
+        write_summary(rows, page_file, "answers.jsonl", shots(demo_clip, places(rows), 96))
+    elif kind != "ask":
+        page_file.write_text(evaluated() if kind == "eval" else compared_page(compared()), encoding="utf-8")
+    shown = visit(browser, page_file, 703, "dark")  # the width of A4 within its margins
+    ink = "[...document.querySelectorAll('body, p, td, .plot text')].map(e => getComputedStyle(e))"
+    light = f"{ink}.filter(s => s.display != 'none' && Math.min(...s[PLACE].match(/\\d+/g)) > 140).length"
+    assert shown.ask(light.replace("PLACE", "'color'")) > 0  # control: on a dark screen words are light
+    shown.page.emulate_media(media="print", color_scheme="dark")
+    assert shown.ask(light.replace("PLACE", "'color'")) == 0
+    assert kind in ("ask", "batch") or shown.ask("getComputedStyle(document.querySelector('.plot text')).fill") == INK
+    assert shown.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert shown.ask("document.documentElement.scrollWidth") == 703
+    assert shown.ask(
+        "document.querySelector('nav') ? getComputedStyle(document.querySelector('nav')).display : ''"
+    ) in (
+        "none",
+        "",
+    )
+
+
 # --- methods side by side ------------------------------------------------------------------------
 
 
@@ -252,7 +283,9 @@ def test_plots_fit_and_are_accessible(browser: Browser, tmp_path: Path, kind: st
     assert len(boxes) == 3
     assert all(300 < box["width"] < width and box["height"] > 200 for box in boxes)
     words = "[...document.querySelectorAll('svg.plot text')].map(e => [e.getBBox(), e.ownerSVGElement.viewBox.baseVal])"
-    inside = f"{words}.every(([a, b]) => a.width > 0 && a.x + a.width <= b.width && a.y + a.height <= b.height)"
+    inside = (
+        f"{words}.every(([a, b]) => a.width > 0 && a.x + a.width <= b.width && a.y >= 0 && a.y + a.height <= b.height)"
+    )
     assert shown.ask(inside)  # no label is cut off, whatever the fonts
     assert violations(shown) == []
     assert [url for url in shown.requests if not url.startswith("data:")] == [file.as_uri()]

@@ -104,7 +104,11 @@ def test_every_result_is_a_point_and_a_row() -> None:
 
 def test_types_stand_in_one_table_however_many_methods_there_are() -> None:
     many = [result(f"m{number}", 15, 0.5, 100 + number) for number in range(9)]
-    assert evaluated(many).count('<h2 id="part') == 4  # accuracy, against full, cost, by type
+    page = evaluated(many)
+    assert page.count('<h2 id="part') == 4  # accuracy, against full, cost, by type
+    types = page.split("By type</h2>")[1].split("</table>")[0]
+    assert re.findall(r'scope="col">(.*?)<', types) == ["method", "budget", "when"]
+    assert types.count("50.0%") == 9
 
 
 def test_what_nobody_answered_is_no_point() -> None:

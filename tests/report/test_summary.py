@@ -39,7 +39,9 @@ def made_rows(count: int, words: str = "What is there?") -> list[dict[str, Any]]
             continue
         tokens = good["tokens"] | {"visual": 100 + number, "retained_ratio": (100 + number) / 6272}
         times = good["timings"] | {"ttft_ms": 10.0 + number, "time_to_answer_s": 1.0}
-        rows.append(good | {"key": str(number), "video": {"path": path}, "tokens": tokens, "timings": times})
+        rows.append(
+            good | {"key": str(number), "video": good["video"] | {"path": path}, "tokens": tokens, "timings": times}
+        )
     return rows
 
 
@@ -90,7 +92,8 @@ def test_each_clip_has_its_own_picture() -> None:
     rows = made_rows(10)
     found = places(rows)
     times = rows[0]["sampling"]["frame_times_s"]
-    assert found == [(f"clips/What is there?/{number:05}.mp4", times[len(times) // 2]) for number in range(9)]
+    assert places([row | {"video": row["video"] | {"duration_s": 30.0}} for row in rows[:1]])[0][2] is False
+    assert found == [(f"clips/What is there?/{number:05}.mp4", times[len(times) // 2], True) for number in range(9)]
     made = Reader(summary_page(rows, "x", {place: picture(25 * n) for n, place in enumerate(found[:8])}))
     shown = made.having("img")
     assert len(shown) == 8  # one was not to be had, and one clip failed
