@@ -108,7 +108,7 @@ def may_use_decord(path: Path) -> bool:
 
 
 def check(folder: Path, only: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Read every clip of the kinds with this in their name; counts them by decoder, and names those with a wrong frame."""
+    """Read every clip of the kinds with this in their name; count them by decoder, name those with a wrong frame."""
     clips_read: Counter[str] = Counter()
     wrong: list[str] = []
     for name, ending, shape, path in written(folder, only):
