@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from holitom_cli.batch.ledger import Claim
 from holitom_cli.batch.questions import Asked, Job
+from holitom_cli.video.plan import cores
 
 if TYPE_CHECKING:
     from holitom_cli.errors import HolitomError
@@ -44,8 +44,8 @@ class Fetched:
 
 
 def reader_count(processes: int = 1) -> int:
-    """How many clips each of several processes reads at a time, by the cores that there are."""
-    return min(_MOST_READERS, (os.cpu_count() or 1) // (2 * processes) + 1)
+    """How many clips each of several processes reads at a time, by the cores that they may use."""
+    return min(_MOST_READERS, cores() // (2 * processes) + 1)
 
 
 def ahead_bytes(processes: int) -> int:
