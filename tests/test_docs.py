@@ -226,9 +226,9 @@ def test_settings_table_is_complete_and_has_the_defaults() -> None:
 
 
 def test_figures_in_the_text_are_the_programs() -> None:
-    from holitom_cli.model.hub import _LARGE_NEEDS_BYTES
+    from holitom_cli.model.hub import _LARGE_NEEDS_GIB
 
-    assert f"at least {_LARGE_NEEDS_BYTES // 1024**3} GiB" in README.read_text(encoding="utf-8")
+    assert f"at least {_LARGE_NEEDS_GIB[None]} GiB" in README.read_text(encoding="utf-8")
 
 
 def test_batch_example_shows_todays_sentence(tmp_path: Path) -> None:

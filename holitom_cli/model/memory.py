@@ -100,7 +100,7 @@ def check(
     free, wanted = free_bytes(device), need(shape, shapes, dtype, quantize, task)
     if free is None or wanted.total <= free:
         return
-    what = f"{label} with {_frames(task.frames)} takes" if task else f"The weights of {label} take"
+    what = f"Asking {label} about {_frames(task.frames)} takes" if task else f"The weights of {label} take"
     share = f" ({_gib(wanted.weights)} of it weights)" if task else ""
     raise DeviceError(
         f"{what} {_gib(wanted.total)}{share}, but {device_name(device)} has {_gib(free)} free.",
