@@ -222,6 +222,16 @@ def test_control_a_decoder_would_follow_a_playlist(tmp_path: Path) -> None:
         assert clips.number_in(first) == 0
 
 
+@pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this platform")
+def test_control_decord_would_follow_a_playlist_named_as_a_video(tmp_path: Path) -> None:
+    secret, inside = clips.make(tmp_path / "secret.ts", 30), tmp_path / "inside"
+    inside.mkdir()
+    (inside / "list.mp4").write_text(HLS.format(secret))
+    code = "import sys, decord; print(len(decord.VideoReader(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, inside / "list.mp4"], capture_output=True, check=False)
+    assert done.stdout.strip() == b"30"
+
+
 def box(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content) + 8) + name + content
 
