@@ -21,7 +21,7 @@ from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
-from holitom_cli.model.quantise import Quantize, check_quantize, count_weights
+from holitom_cli.model.quantise import Quantize, check_quantize, count_weights, prepare
 from holitom_cli.model.weights import empty_network, fill, reading, stored_shapes, unfit, weight_bytes
 from holitom_cli.types import ModelInfo, ModelShape
 
@@ -231,6 +231,8 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quan
     source = checkpoint.source
     with reading([source.path / name for name in weight_files(source)], device, dtype, quantize) as coming:
         network = empty_network(checkpoint.config, dtype)
+        if quantize:
+            prepare(device)
         found = {name: tensor.result() for name, tensor in coming.items()}
     _check_loaded(source, *unfit(network, found))
     fill(network, lambda name, _: found[name])

@@ -15,6 +15,8 @@ _ROWS = 4  # of the matrix, for each program
 _TILES = {8: 512, 4: 128}  # numbers, or words of eight, that a program reads of a row at a time: 16 bytes a thread
 _WARPS = 1  # none waits for another: what it needs of the states, it reads itself
 _UNPACKED_WORDS, _UNPACKING_WARPS = 512, 4
+_TOGETHER_ROWS, _TOGETHER_TILES, _TOGETHER_WARPS = 16, {8: 256, 4: 32}, 2  # where tensor cores multiply
+_FEWEST_STATES = 16  # that they multiply
 
 
 def few_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,6 +43,25 @@ def few_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | None)
     return product
 
 
+def several_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | None) -> Tensor:
+    """As `few_rows`, for so many rows in 16 bits that tensor cores are quicker: the weights are read once for all."""
+    states = states.contiguous()
+    product = states.new_empty((len(states), len(values)))
+    grid = (triton.cdiv(len(values), _TOGETHER_ROWS),)
+    held = max(_FEWEST_STATES, triton.next_power_of_2(len(states)))
+    added = states if bias is None else bias  # any memory: where there is no bias, it is not read
+    given, size = bias is not None, (held, _TOGETHER_ROWS)
+    with torch.cuda.device_of(states):
+        if values.dtype == torch.int8:
+            shape = len(states), *values.shape, given, *size, _TOGETHER_TILES[8]
+            _several_rows_8[grid](states, values, steps, added, product, *shape, num_warps=_TOGETHER_WARPS)
+        else:
+            shape = len(states), *values.shape, values.shape[1] // steps.shape[1], given, *size, _TOGETHER_TILES[4]
+            pairs = steps.view(torch.int32)
+            _several_rows_4[grid](states, values, pairs, added, product, *shape, num_warps=_TOGETHER_WARPS)
+    return product
+
+
 def unpack(values: Tensor, steps: Tensor, weights: Tensor) -> None:
     """Write the matrix (N, K) that 4-bit numbers stand for."""
     rows, words = values.shape
@@ -59,8 +80,10 @@ def try_out() -> None:
     states = torch.zeros((1, 128), device="cuda", dtype=torch.float16)
     words = torch.zeros((16, 16), device="cuda", dtype=torch.int32)
     pairs = torch.zeros((16, 1, 2), device="cuda", dtype=torch.bfloat16)
-    few_rows(states, words, pairs, None)
-    few_rows(states, torch.zeros((16, 128), device="cuda", dtype=torch.int8), torch.zeros(16, device="cuda"), None)
+    numbers, steps = torch.zeros((16, 128), device="cuda", dtype=torch.int8), torch.zeros(16, device="cuda")
+    for product in (few_rows, several_rows):
+        product(states, words, pairs, None)
+        product(states, numbers, steps, None)
     unpack(words, pairs, states.new_empty((16, 128)))
     torch.cuda.synchronize()
 
@@ -141,6 +164,80 @@ def _few_rows_4(
     if BIAS:
         found += tl.load(bias + rows, mask=inside, other=0).to(tl.float32)
     tl.store(product + m * N + rows, found.to(product.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _several_rows_8(
+    states,
+    values,
+    steps,
+    bias,
+    product,
+    M,
+    N,
+    K: tl.constexpr,
+    BIAS: tl.constexpr,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < N
+    m = tl.arange(0, STATES)
+    there = m < M
+    total = tl.zeros((STATES, ROWS), tl.float32)
+    for start in range(0, K, TILE):
+        columns = start + tl.arange(0, TILE)
+        here = columns < K
+        entering = tl.load(states + m[:, None] * K + columns[None, :], mask=there[:, None] & here[None, :], other=0)
+        at = values + rows[:, None].to(tl.int64) * K + columns[None, :]
+        numbers = tl.load(at, mask=inside[:, None] & here[None, :], other=0).to(entering.dtype)
+        total = tl.dot(entering, tl.trans(numbers), total)
+    total *= tl.load(steps + rows, mask=inside, other=0)[None, :]
+    if BIAS:
+        total += tl.load(bias + rows, mask=inside, other=0).to(tl.float32)[None, :]
+    at = product + m[:, None] * N + rows[None, :]
+    tl.store(at, total.to(product.dtype.element_ty), mask=there[:, None] & inside[None, :])
+
+
+@triton.jit
+def _several_rows_4(
+    states,
+    values,
+    steps,
+    bias,
+    product,
+    M,
+    N,
+    WORDS: tl.constexpr,
+    GROUP_WORDS: tl.constexpr,
+    BIAS: tl.constexpr,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < N
+    m = tl.arange(0, STATES)
+    there = m < M
+    total = tl.zeros((STATES, ROWS), tl.float32)
+    for start in range(0, WORDS, TILE):
+        word = start + tl.arange(0, TILE)
+        here = word < WORDS
+        both = inside[:, None] & here[None, :]
+        packed = tl.load(values + rows[:, None].to(tl.int64) * WORDS + word[None, :], mask=both, other=0)
+        at = steps + rows[:, None] * (WORDS // GROUP_WORDS) + word[None, :] // GROUP_WORDS
+        pair = tl.load(at, mask=both, other=0)
+        step, low = (pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True)
+        for p in tl.static_range(8):
+            at = states + m[:, None] * WORDS * 8 + p * WORDS + word[None, :]
+            entering = tl.load(at, mask=there[:, None] & here[None, :], other=0)
+            weights = (((packed >> (4 * p)) & 15).to(tl.float32) * step + low).to(entering.dtype)
+            total = tl.dot(entering, tl.trans(weights), total)
+    if BIAS:
+        total += tl.load(bias + rows, mask=inside, other=0).to(tl.float32)[None, :]
+    at = product + m[:, None] * N + rows[None, :]
+    tl.store(at, total.to(product.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
 @triton.jit

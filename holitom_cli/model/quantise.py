@@ -28,7 +28,7 @@ Quantize = Literal["int8", "int4"]
 
 _PER_WORD = 8  # 4-bit numbers in an int32
 _GROUP_WORDS = 16  # neighbouring words of a row, 128 weights, that share a step and a lowest value
-_FEW_ROWS = 8  # multiplied with the packed weights themselves; more pay for unpacking these first
+_FEW_ROWS, _SEVERAL_ROWS = 4, 64  # multiplied with the packed weights themselves; more pay for unpacking these first
 _FEW_ROWS_CPU = 16
 UNPACKED_AT_ONCE = 2**28  # weights on a GPU, half a GiB in 16 bits
 _UNPACKED_ON_CPU = 2**18  # as many as stay in a core's cache
@@ -166,12 +166,15 @@ def multiply(states: Tensor, packed: Packed, bias: Tensor | None = None) -> Tens
     """A linear layer: (..., K) -> (..., N)."""
     flat = states.reshape(-1, states.shape[-1])
     device = states.device.type
+    kernels, rows = _kernels(device), len(flat)
     halves = flat.dtype in (torch.bfloat16, torch.float16)  # in float32 the CPU's own kernel is a slow one
-    if device == "cpu" and packed.bits == 8 and halves and len(flat) <= _FEW_ROWS_CPU:
+    if device == "cpu" and packed.bits == 8 and halves and rows <= _FEW_ROWS_CPU:
         product = torch._weight_int8pack_mm(flat, packed.values, packed.steps.to(flat.dtype))
         product = product if bias is None else product + bias
-    elif (kernels := _kernels(device)) is not None and len(flat) <= _FEW_ROWS:
-        product = kernels.few_rows(flat, packed.values, packed.steps, bias)
+    elif kernels is not None and rows <= _FEW_ROWS:
+        product = kernels.few_rows(flat, *packed, bias)
+    elif kernels is not None and rows <= _SEVERAL_ROWS and halves:  # tensor cores round float32
+        product = kernels.several_rows(flat, *packed, bias)
     else:
         product = _after_unpacking(flat, packed, bias)
     return product.view(*states.shape[:-1], -1)
@@ -236,6 +239,11 @@ def count_weights(network: nn.Module) -> int:
     """How many weights a network has, in however few bits; steps are none."""
     kept = (part for name, part in network.named_parameters() if not name.endswith(".steps"))
     return sum(part.numel() * (_PER_WORD if part.dtype == torch.int32 else 1) for part in kept)
+
+
+def prepare(device: torch.device) -> None:
+    """Compile what can be compiled before it is needed."""
+    _kernels(device.type)
 
 
 @cache

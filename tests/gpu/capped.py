@@ -171,7 +171,7 @@ def kernels(tune: bool) -> int:
             ]
             others = [plain.clone() for _ in range(1 + _COLD_BYTES // plain.nbytes)]
             row: dict[str, Any] = {"bits": bits, "matrix": name, "restore_us": _microseconds(copies, _restored)}
-            for count in (1, 2, 4, 8, 16, 1024):
+            for count in (1, 2, 4, 8, 16, 32, 64, 1024):
                 states = torch.randn(count, shape[1], device=device, dtype=torch.bfloat16)
                 if exact is not None:
                     off = quantise.multiply(states, packed).double() - states.double() @ exact.T

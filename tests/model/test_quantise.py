@@ -126,14 +126,17 @@ def test_kernels_give_the_same(bits: int) -> None:
     for shape in ((9, 256), (5, 1104), (6, 48)):  # of a tile and less, and of more than one
         matrix, bias = drawn(*shape), drawn(shape[0])
         packed = pack(matrix, bits)
-        for rows in (1, 3):
+        for rows, product in (
+            (1, packed_kernels.few_rows),
+            (3, packed_kernels.few_rows),
+            (18, packed_kernels.several_rows),
+        ):
             states = drawn(rows, shape[1])
             for added in (bias, None):
-                found = packed_kernels.few_rows(states, *packed, added)
                 wanted = quantise.multiply(states, packed, added)
-                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+                torch.testing.assert_close(product(states, *packed, added), wanted, rtol=1e-5, atol=1e-4)
                 other = packed._replace(values=packed.values.roll(1, 1))  # control
-                assert (packed_kernels.few_rows(states, *other, added) - wanted).abs().max() > 0.1
+                assert (product(states, *other, added) - wanted).abs().max() > 0.1
         if bits == 4:
             unpacked = torch.empty(shape)
             packed_kernels.unpack(*packed, unpacked)
@@ -159,6 +162,11 @@ tensors = ["*bf16", "*i8", "*fp32", "*bf16", "*bf16", "i32"]
 built(packed_kernels._few_rows_8, tensors, [3584, True, packed_kernels._ROWS, packed_kernels._TILES[8]])
 tensors = ["*bf16", "*i32", "*i32", "*bf16", "*bf16", "i32"]
 built(packed_kernels._few_rows_4, tensors, [448, 16, False, packed_kernels._ROWS, packed_kernels._TILES[4]])
+together = [packed_kernels._FEWEST_STATES, packed_kernels._TOGETHER_ROWS]
+tensors = ["*fp16", "*i8", "*fp32", "*fp16", "*fp16", "i32", "i32"]
+built(packed_kernels._several_rows_8, tensors, [3584, True, *together, packed_kernels._TOGETHER_TILES[8]])
+tensors = ["*fp16", "*i32", "*i32", "*fp16", "*fp16", "i32", "i32"]
+built(packed_kernels._several_rows_4, tensors, [448, 16, False, *together, packed_kernels._TOGETHER_TILES[4]])
 built(packed_kernels._unpack_4, ["*i32", "*i32", "*bf16", "i32"], [16, 512])
 """
 
