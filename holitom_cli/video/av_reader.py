@@ -119,6 +119,8 @@ class Clip:
         earlier = int(EARLIER_START_SECONDS / self._table.tick_seconds) if self._table.tick_seconds else 0
         for early, thrifty in ((0, True), (earlier, False), (None, False)):
             again = set(slots) if early is not None else reader.unreached & set(slots)
+            if not again:
+                continue
             plan = stretches(self._table, again, early, neighbours=self._facts.interlaced or not thrifty)
             for pts, frame, deinterlaced in reader.read(plan, thrifty=thrifty):
                 yield picture_of(frame, slots.pop(pts), deinterlaced=deinterlaced)

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from holitom_cli.types import Sampling
 from holitom_cli.video import decoding, opening
 from holitom_cli.video.av_reader import Clip
 from holitom_cli.video.packets import Packet, Table
@@ -88,6 +89,23 @@ def test_every_pixel_is_that_of_full_decoding(tmp_path: Path, name: str) -> None
             rows = np.frombuffer(picture.rgb, np.uint8).reshape(picture.height, picture.stride)
             rgb = rows[:, : picture.width * 3].reshape(picture.height, picture.width, 3)
             np.testing.assert_array_equal(rgb, everything[index])
+
+
+def test_what_is_there_is_not_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole clip is read in one go: the file is opened by as many threads as there are, and never after that."""
+    path = clips.make(tmp_path / "clip.mp4", 30)
+    clip = Clip(str(path))
+    clip.plan(Sampling(num_frames=2))
+    real, opens = decoding.opened, list[str]()
+
+    def counted(path: str) -> Any:
+        opens.append(path)
+        return real(path)
+
+    monkeypatch.setattr(decoding, "opened", counted)
+    monkeypatch.setattr(decoding, "cores", lambda: 2)
+    assert len([*clip.read([0, 29])]) == 2
+    assert len(opens) == 2
 
 
 def test_frames_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
