@@ -96,7 +96,7 @@ def test_what_is_there_is_not_looked_for_again(tmp_path: Path, monkeypatch: pyte
     path = clips.make(tmp_path / "clip.mp4", 30)
     clip = Clip(str(path))
     clip.plan(Sampling(num_frames=2))
-    real, opens = decoding.opened, list[str]()
+    real, opens = opening.opened, list[str]()
 
     def counted(path: str) -> Any:
         opens.append(path)
