@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from holitom_cli import load_model, methods, pipeline, video
+from holitom_cli.batch import runner
 from holitom_cli.batch.fetcher import windows
 from holitom_cli.batch.ledger import Claim, Ledger
 from holitom_cli.batch.questions import Asked, Job
@@ -234,6 +235,7 @@ class SmallCard:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return encode(model, pixels, *more)
 
+        patch.setattr(runner, "CHUNK_FRAMES", 8)
         patch.setattr(pipeline, "watch", watching)
         patch.setattr(vision, "_encode_chunk", cramped)
 
