@@ -15,8 +15,9 @@ _ROWS = 4  # of the matrix, for each program
 _TILES = {8: 512, 4: 128}  # numbers, or words of eight, that a program reads of a row at a time: 16 bytes a thread
 _WARPS = 1  # none waits for another: what it needs of the states, it reads itself
 _UNPACKED_WORDS, _UNPACKING_WARPS = 512, 4
-_TOGETHER_ROWS, _TOGETHER_TILES, _TOGETHER_WARPS = 16, {8: 256, 4: 32}, 2  # where tensor cores multiply
+_TOGETHER_ROWS, _TOGETHER_WARPS = 16, 2  # where tensor cores multiply
 _FEWEST_STATES = 16  # that they multiply
+_TOGETHER_TILES = {8: 4096, 4: 512}  # numbers or words, times states: what 48 KiB of shared memory hold three times
 
 
 def few_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,10 +54,17 @@ def several_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | N
     given, size = bias is not None, (held, _TOGETHER_ROWS)
     with torch.cuda.device_of(states):
         if values.dtype == torch.int8:
-            shape = len(states), *values.shape, given, *size, _TOGETHER_TILES[8]
+            shape = len(states), *values.shape, given, *size, _TOGETHER_TILES[8] // held
             _several_rows_8[grid](states, values, steps, added, product, *shape, num_warps=_TOGETHER_WARPS)
         else:
-            shape = len(states), *values.shape, values.shape[1] // steps.shape[1], given, *size, _TOGETHER_TILES[4]
+            shape = (
+                len(states),
+                *values.shape,
+                values.shape[1] // steps.shape[1],
+                given,
+                *size,
+                max(16, _TOGETHER_TILES[4] // held),
+            )
             pairs = steps.view(torch.int32)
             _several_rows_4[grid](states, values, pairs, added, product, *shape, num_warps=_TOGETHER_WARPS)
     return product

@@ -157,16 +157,19 @@ def built(kernel, types, constants):
     for capability in (75, 80, 90):
         made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
         assert len(made.asm["cubin"]) > 1000
+        assert made.metadata.shared <= 64 * 1024  # what the oldest of them has
 
 tensors = ["*bf16", "*i8", "*fp32", "*bf16", "*bf16", "i32"]
 built(packed_kernels._few_rows_8, tensors, [3584, True, packed_kernels._ROWS, packed_kernels._TILES[8]])
 tensors = ["*bf16", "*i32", "*i32", "*bf16", "*bf16", "i32"]
 built(packed_kernels._few_rows_4, tensors, [448, 16, False, packed_kernels._ROWS, packed_kernels._TILES[4]])
-together = [packed_kernels._FEWEST_STATES, packed_kernels._TOGETHER_ROWS]
-tensors = ["*fp16", "*i8", "*fp32", "*fp16", "*fp16", "i32", "i32"]
-built(packed_kernels._several_rows_8, tensors, [3584, True, *together, packed_kernels._TOGETHER_TILES[8]])
-tensors = ["*fp16", "*i32", "*i32", "*fp16", "*fp16", "i32", "i32"]
-built(packed_kernels._several_rows_4, tensors, [448, 16, False, *together, packed_kernels._TOGETHER_TILES[4]])
+eight, four = ["*fp16", "*i8", "*fp32", "*fp16", "*fp16"], ["*fp16", "*i32", "*i32", "*fp16", "*fp16"]
+for held in (16, 64):
+    size = [held, packed_kernels._TOGETHER_ROWS]
+    tile = packed_kernels._TOGETHER_TILES[8] // held
+    built(packed_kernels._several_rows_8, [*eight, "i32", "i32"], [3584, True, *size, tile])
+    tile = max(16, packed_kernels._TOGETHER_TILES[4] // held)
+    built(packed_kernels._several_rows_4, [*four, "i32", "i32"], [448, 16, False, *size, tile])
 built(packed_kernels._unpack_4, ["*i32", "*i32", "*bf16", "i32"], [16, 512])
 """
 
