@@ -14,9 +14,7 @@ from holitom_cli.types import Sampling
 if TYPE_CHECKING:
     from holitom_cli.types import ByteArray
 
-Place = tuple[
-    str, float, bool
-]  # a clip's path, seconds from its first frame, whether the key frame nearest to it will do
+Place = tuple[str, float, bool]  # a clip's path, seconds from its first frame, whether the next key frame will do
 
 
 def pictures(

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import ByteArray
 
 Row = Mapping[str, Any]
-Place = tuple[
-    str, float, bool
-]  # a clip's path, seconds from its first frame, whether the key frame nearest to it will do
+Place = tuple[str, float, bool]  # a clip's path, seconds from its first frame, whether the next key frame will do
 
 _LONG_SECONDS = 30  # of a clip: a longer one has a key frame near, and exact reading would take long
 # The longest side in pixels of a clip's picture, for so many rows at most: all of them together stay below 6 MB.

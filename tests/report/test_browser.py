@@ -226,6 +226,7 @@ def test_5000_rows_open_quickly_and_can_be_sorted(browser: Browser, tmp_path: Pa
     assert first.evaluate("e => [e.naturalWidth, e.getBoundingClientRect().width]") == [64, 80]
     assert shown.ask("document.images.length") == 4500  # every tenth failed
     assert shown.ask("document.documentElement.scrollWidth") == 400
+    assert [url for url in shown.requests if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()]
     assert shown.complaints == []
 
 
