@@ -9,6 +9,7 @@ which question and settings, nor which failed; the rows themselves, in --output,
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -357,7 +358,7 @@ class Cluster:
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # each row by itself: it goes on as soon as it is there
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised, too
         order, pool = self._order, data.ActorPoolStrategy
         models: Row = {"num_gpus": 1} if order.device == "cuda" else {"num_cpus": _HALF}
         jobs = [replace(job, clip=job.clip.absolute()) for job in self._jobs.values()]  # other folders are others' own
@@ -399,7 +400,8 @@ def _told(error: Exception) -> HolitomError:
         cause = getattr(cause, "cause", None) or cause.__cause__
     if isinstance(cause, HolitomError):
         return cause
-    said = str(error).strip().splitlines()[-1]
+    said = re.sub(r"^[\w.]+(Error|Exception): ", "", str(error).strip().splitlines()[-1])
     return BatchError(
-        f"A process of the cluster failed: {said.rstrip('.')}.", "Look at its logs; run it again to go on."
+        f"A process of the cluster failed: {said.rstrip('.')}.",
+        "Each machine needs the program, the model and the clips; ray logs says more.",
     )

@@ -273,8 +273,11 @@ def _check_cluster(pages: ReportOptions, output: Path | None) -> None:
 
 def _absolute(plan: Plan) -> Plan:
     """The same for a machine that works in another folder."""
+    from holitom_cli.cache import Cache
+
     file = plan.subtitles
-    return plan if file is None or file == "auto" else replace(plan, subtitles=str(Path(file).absolute()))
+    words = file if file is None or file == "auto" else str(Path(file).absolute())
+    return replace(plan, subtitles=words, cache=plan.cache and Cache(plan.cache.folder.absolute()))
 
 
 def _jobs(

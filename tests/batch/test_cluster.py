@@ -198,6 +198,19 @@ def test_ctrl_c_finishes_what_models_have_begun(address: str, demo_clip: Path, t
     assert models() == []
 
 
+@CLUSTER
+def test_a_machine_without_the_model_ends_the_run(address: str, clips: Path, tmp_path: Path) -> None:
+    """It was there where the command runs, and is gone when others look for it."""
+    gone = POISONED.replace("connect()\n", "connect()\nsys.argv[1] = '/nowhere'\n", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", gone, FAST[1]],
+        env=environment(tmp_path, RAY_ADDRESS=address), cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "BatchError: A process of the cluster failed: There is no directory /nowhere." in done.stderr
+
+
 def test_what_a_cluster_cannot_do_is_told(
     invoke: Invoke, demo_clip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
