@@ -16,7 +16,6 @@ from holitom_cli.quality.checkpoint import CHAT_TEMPLATE, build_tokenizer
 from holitom_cli.quality.draw import Sketch, sketch
 from holitom_cli.quality.questions import ANSWERS, OPENINGS, WORDINGS, ask_about
 from holitom_cli.quality.targets import IGNORED
-from holitom_cli.quality.team import Team
 from holitom_cli.quality.world import make_clip, test_seed, train_seed
 
 _QUESTION_TOKENS = 24  # room for a question with its answer and the words of the chat template
@@ -142,16 +141,15 @@ class Writer:
 class Stream(IterableDataset[Batch]):
     """Endless training batches, drawn up by the loader's workers; every clip is seen once."""
 
-    def __init__(self, recipe: Recipe, first: int, team: Team | None = None) -> None:
-        self.recipe, self.first, self.team = recipe, first, team or Team()
+    def __init__(self, recipe: Recipe, first: int) -> None:
+        self.recipe, self.first = recipe, first
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        lane, lanes = worker * self.team.size + self.team.rank, workers * self.team.size
         writer = Writer(self.recipe)
-        number = self.first + lane * self.recipe.clips
+        number = self.first + worker * self.recipe.clips
         while True:
             yield writer.batch(list(range(number, number + self.recipe.clips)))
-            number += lanes * self.recipe.clips
+            number += workers * self.recipe.clips

@@ -1,7 +1,6 @@
-"""Train the small model on clips of the small world, from scratch, on one GPU or on several of one machine.
+"""Train the small model on clips of the small world, from scratch, on one GPU.
 
     python -m holitom_cli.quality.train OUT_DIRECTORY --minutes 20
-    torchrun --nproc-per-node 3 -m holitom_cli.quality.train OUT_DIRECTORY --minutes 20 --clips 32
 
 First the tower alone, on single frames: what is in each cell, named with the language model's own words, and where.
 Then the language model, on clips with many questions each, while the tower and the projector rest. Every visual token
@@ -30,7 +29,6 @@ from holitom_cli.quality.batches import Batch, Recipe, Stream, Writer
 from holitom_cli.quality.checkpoint import Shape, build_config, write_text_files
 from holitom_cli.quality.draw import SIDE, Sketch, coverage, paint
 from holitom_cli.quality.targets import CLASSES, IGNORED, events, looks, owners
-from holitom_cli.quality.team import Team
 from holitom_cli.quality.world import COLOURS, FRAMES, SHAPES
 
 _NOISE = 0.015  # of the sensor, in training; a share of full scale
@@ -201,13 +199,11 @@ def masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
 class Trainer:
     """The network, its optimiser, and what has been done so far."""
 
-    def __init__(
-        self, recipe: Recipe, out: Path, device: torch.device, shape: Shape | None = None, team: Team | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, out: Path, device: torch.device, shape: Shape | None = None) -> None:
         from transformers import LlavaOnevisionForConditionalGeneration
 
         torch.manual_seed(recipe.seed)
-        self.recipe, self.out, self.device, self.team = recipe, out, device, team or Team()
+        self.recipe, self.out, self.device = recipe, out, device
         self.shape = shape or Shape()
         self.writer, self.examiner = Writer(recipe), Writer(recipe, test=True)
         config = build_config(self.shape, self.writer.words)
@@ -218,7 +214,6 @@ class Trainer:
         self.network = network.to(device)
         self.grid = math.ceil(self.patches / 2)
         self.heads = self._heads().to(device)
-        torch.manual_seed(recipe.seed + self.team.rank)  # the same weights for all, but each its own noise
         self.before = torch.tensor(self.writer.before, device=device)
         self.names = {
             kind: torch.tensor([self.writer.word(name) for name in names], device=device)
@@ -255,8 +250,7 @@ class Trainer:
         self._stage("clips", self.recipe.minutes - self.recipe.tower_minutes, self._clip_loss)
         self.save()
         self.log(stage="test", **self.test(64))
-        if self.team.leads:
-            self.export(self.out / "checkpoint")
+        self.export(self.out / "checkpoint")
 
     def _stage(self, name: str, minutes: float, loss_of: Any) -> None:
         """Train for some minutes in all, counting those of earlier runs."""
@@ -270,32 +264,28 @@ class Trainer:
             losses.append(self._step(loss_of(batch)))
             self.steps[name] += 1
             done = self.seconds[name] >= limit
-            self._tell(name, losses, done=done)
+            if done or self.steps[name] % _LOG_STEPS == 0:
+                means = {part: float(torch.stack([loss[part] for loss in losses]).mean()) for part in losses[0]}
+                self.log(stage=name, **means, memory_gb=self._peak_gb())
+                losses.clear()
+            if name == "clips" and self.steps[name] % _TEST_STEPS == 0:
+                self.log(stage="test", **self.test(4))
             now = monotonic()
+            self.seconds[name] += now - last
+            last = now
             if now - saved > _SAVE_SECONDS:
                 self.save()
                 saved = now
-            self.seconds[name] = self.team.agree(self.seconds[name] + now - last)
-            last = now
             if done:
                 break
 
-    def _tell(self, name: str, losses: list[dict[str, Tensor]], *, done: bool) -> None:
-        """Every few steps, and at the end of a stage: how it goes."""
-        if done or self.steps[name] % _LOG_STEPS == 0:
-            means = {part: float(torch.stack([loss[part] for loss in losses]).mean()) for part in losses[0]}
-            self.log(stage=name, **means, memory_gb=self._peak_gb())
-            losses.clear()
-        if name == "clips" and self.steps[name] % _TEST_STEPS == 0:
-            self.log(stage="test", **self.test(4))
-
     def _loader(self, stage: str) -> Any:
         """Batches from the first clip on that no earlier step of either stage has used."""
-        used = self.steps[stage] * self.recipe.clips * self.team.size
+        used = self.steps[stage] * self.recipe.clips
         if stage == "tower":
-            stream = Stream(replace(self.recipe, questions=0), used, self.team)  # its labels come from the sketch
+            stream = Stream(replace(self.recipe, questions=0), used)  # its labels come from the sketch
         else:
-            stream = Stream(self.recipe, _CLIPS_FROM + used, self.team)
+            stream = Stream(self.recipe, _CLIPS_FROM + used)
         workers = self.recipe.workers
         return DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
 
@@ -314,8 +304,6 @@ class Trainer:
         """Follow the gradient of the sum of some losses."""
         self.optimiser.zero_grad(set_to_none=True)
         sum(losses.values(), torch.zeros((), device=self.device)).backward()
-        trained = [*self.network.parameters(), *self.heads.parameters()]
-        self.team.average([weights.grad for weights in trained if weights.grad is not None])
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -343,7 +331,6 @@ class Trainer:
         tokens = tokens_of(self.network, tower_states(self.network, pixels_of(plan).flatten(0, 1))[0])
         there = owners(plan, self.grid).flatten(0, 1) >= 0
         settle(self.network.model.multi_modal_projector, tokens[~there], tokens[there])
-        self.team.follow(self.network.model.multi_modal_projector.state_dict().values())
         self.settled = True
 
     def _some_frames(self, plan: Sketch) -> Tensor:
@@ -430,8 +417,6 @@ class Trainer:
 
     def log(self, **values: Any) -> None:
         """Add a line to the log, which is also the program's output."""
-        if not self.team.leads:
-            return
         row = {"seconds": round(sum(self.seconds.values()), 1), "steps": dict(self.steps), **values}
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -439,8 +424,6 @@ class Trainer:
 
     def save(self) -> None:
         """Everything that a later run needs to go on; the old state stays until the new one is whole."""
-        if not self.team.leads:
-            return
         state = {
             "network": self.network.state_dict(),
             "heads": self.heads.state_dict(),
@@ -482,19 +465,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training in all")
     parser.add_argument("--tower-minutes", type=float, default=3.0, help="of these on single frames")
-    parser.add_argument("--clips", type=int, default=64, help="in a step of a process")
-    parser.add_argument("--frames", type=int, default=1024, help="in a step of the tower's own task, of a process")
+    parser.add_argument("--clips", type=int, default=64, help="in a step")
+    parser.add_argument("--frames", type=int, default=1024, help="in a step of the tower's own task")
     parser.add_argument("--questions", type=int, default=16, help="about each clip, at most")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--workers", type=int, default=12, help="that draw up clips for a process; 0 = none beside")
+    parser.add_argument("--workers", type=int, default=12, help="processes that draw up clips; 0 = none beside")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and the noise")
     options = parser.parse_args()
     settings = vars(options)
     out = settings.pop("out")
     recipe = Recipe(**settings)
-    team = Team.gather()
-    Trainer(recipe, out, team.device(), team=team).run()
-    team.part()
+    Trainer(recipe, out, torch.device("cuda" if torch.cuda.is_available() else "cpu")).run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from holitom_cli.quality.checkpoint import Shape
 from holitom_cli.quality.draw import SIDE
 from holitom_cli.quality.questions import ANSWERS, ask_about
 from holitom_cli.quality.targets import IGNORED
-from holitom_cli.quality.team import Team
 from holitom_cli.quality.train import (
     Trainer,
     Views,
@@ -385,53 +383,6 @@ def test_clips_of_steps_and_stages_differ(tmp_path: Path) -> None:
             seen.append(trainer._loader(stage).dataset.first)
     ranges = [set(range(first, first + TINY.clips)) for first in seen]
     assert len(set.union(*ranges)) == sum(len(one) for one in ranges)
-
-
-def member(rank: int, size: int, out: Path) -> None:
-    """A process of a team: both stages, two steps each, and what came of them."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=size)
-    one = Trainer(TINY, out / str(rank), CPU, SMALL, Team(rank, size))
-    for stage, loss_of in (("tower", one._tower_loss), ("clips", one._clip_loss)):
-        for _, batch in zip(range(2), one._loader(stage), strict=False):
-            one._step(loss_of(batch))
-        one._settle()
-    torch.save({"weights": one.network.state_dict(), "agreed": one.team.agree(rank + 3.5)}, out / f"{rank}.pt")
-    one.team.part()
-
-
-def test_a_team_learns_from_all_clips_and_stays_together(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(member, (2, tmp_path), nprocs=2)
-    ours, theirs = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(value.equal(theirs["weights"][name]) for name, value in ours["weights"].items())
-    assert ours["agreed"] == theirs["agreed"] == 3.5
-    (tmp_path / "alone").mkdir()
-    torch.multiprocessing.spawn(member, (1, tmp_path / "alone"), nprocs=1)
-    alone = torch.load(tmp_path / "alone" / "0.pt", weights_only=True)["weights"]
-    assert not all(value.equal(alone[name]) for name, value in ours["weights"].items())  # control
-
-
-def test_the_mean_is_that_of_all() -> None:
-    mine = [torch.arange(3.0), torch.ones(2, 2)]
-    Team().average(mine)
-    assert mine[0].tolist() == [0, 1, 2]  # nobody else
-
-
-def test_no_two_processes_of_a_team_have_a_clip_in_common() -> None:
-    def first(rank: int, worker: int) -> list[int]:
-        stream = Stream(TINY, 100, Team(rank, 3))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=worker, num_workers=2))
-            patch.setattr(torch, "set_num_threads", lambda _: None)
-            seen: list[int] = []
-            patch.setattr(Writer, "batch", lambda _, numbers: seen.extend(numbers))
-            for _ in zip(range(4), stream, strict=False):
-                pass
-        return seen
-
-    seen = [number for rank in range(3) for worker in range(2) for number in first(rank, worker)]
-    assert len(seen) == len(set(seen)) >= 48
-    assert min(seen) == 100
 
 
 def test_the_test_counts_right_answers(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
