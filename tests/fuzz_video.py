@@ -48,6 +48,8 @@ SEEDS: dict[str, dict[str, Any]] = {
     "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
     "picture.gif": {"codec": "gif", "pix_fmt": "rgb8"},
     "picture.webp": {},
+    "interlaced.ts": {"codec": "mpeg2video", "options": {"flags": "+ildct+ilme"}, "first_field": "top"},
+    "interlaced.mov": {"options": {"x264-params": "interlaced=1"}, "first_field": "top"},
 }
 Damage = Callable[[bytearray, random.Random, bytes], bytearray]
 

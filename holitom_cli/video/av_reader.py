@@ -24,7 +24,7 @@ from holitom_cli.video.opening import frames_of, opened, packets_of
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
 from holitom_cli.video.references import points_elsewhere
-from holitom_cli.video.routing import AV_REASON, objection_to_decord
+from holitom_cli.video.routing import AV_REASON, WHOLE_REASON, objection_to_decord
 from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
@@ -90,7 +90,7 @@ class Clip:
             "cut_off": self._table.lost > 0,
             "ends_early": early_end_warning(stamps[-1], facts.announced_seconds),
             "decoder": "av",
-            "decoder_reason": AV_REASON,
+            "decoder_reason": AV_REASON if self._counted is None else WHOLE_REASON,
             "objection": objection_to_decord(
                 facts.format,
                 facts.codec,

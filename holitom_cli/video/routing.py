@@ -19,6 +19,7 @@ CONTAINERS = {
 CODECS = {"h264": "H.264", "vp9": "VP9", "mpeg4": "MPEG-4"}
 PIXEL_FORMATS = {"yuv420p", "yuvj420p"}  # its older FFmpeg converts 10-bit pictures with other rounding
 AV_REASON = "decodes stretches of the clip side by side"
+WHOLE_REASON = "decodes the whole clip, whose packets do not tell which frames there are"
 
 
 def objection_to_decord(

@@ -140,6 +140,11 @@ def test_decord_is_tried_only_where_it_is_exact(made: Maker, monkeypatch: pytest
         read(made(name), 17)
 
 
+def test_a_clip_that_has_to_be_decoded_whole_is_said_to_be(made: Maker) -> None:
+    frames = read(made("mpeg2.mpg"), 5)
+    assert frames.decoder_reason == "decodes the whole clip, whose packets do not tell which frames there are"
+
+
 def test_av_reads_first(made: Maker) -> None:
     frames = read(made("h264.mp4"), 5)
     assert (frames.decoder, frames.decoder_reason) == ("av", "decodes stretches of the clip side by side")

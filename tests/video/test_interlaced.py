@@ -210,6 +210,14 @@ def test_colours_are_as_in_progressive_clips(tmp_path: Path, tags: dict[str, int
     assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 2
 
 
+def test_fields_of_hevc_are_pictures_by_themselves(tmp_path: Path) -> None:
+    options = {"x265-params": "log-level=none:interlace=1"}
+    path = clips.make(tmp_path / "fields.mp4", 10, "libx265", options=options, paint=scene)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame  # it says so, of one field
+    assert read(path, 10).warnings == ()
+
+
 def test_progressive_clips_are_left_alone(tmp_path: Path) -> None:
     frames = read(clips.make(tmp_path / "plain.mp4", 10, paint=scene), 10)
     assert frames.warnings == ()
