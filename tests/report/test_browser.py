@@ -283,11 +283,13 @@ def test_plots_fit_and_are_accessible(browser: Browser, tmp_path: Path, kind: st
     boxes = shown.ask("[...document.querySelectorAll('svg.plot')].map(e => e.getBoundingClientRect().toJSON())")
     assert len(boxes) == 3
     assert all(300 < box["width"] < width and box["height"] > 200 for box in boxes)
-    words = "[...document.querySelectorAll('svg.plot text')].map(e => [e.getBBox(), e.ownerSVGElement.viewBox.baseVal])"
-    inside = (
-        f"{words}.every(([a, b]) => a.width > 0 && a.x + a.width <= b.width && a.y >= 0 && a.y + a.height <= b.height)"
-    )
+    words = "[...document.querySelectorAll('svg.plot text')].map(e => [e, e.ownerSVGElement])"
+    boxes_of = f"{words}.map(pair => pair.map(e => e.getBoundingClientRect()))"
+    within = "a.top >= b.top && a.bottom <= b.bottom && a.left >= b.left && a.right <= b.right"
+    inside = f"{boxes_of}.every(([a, b]) => {within})"
     assert shown.ask(inside)  # no label is cut off, whatever the fonts
     assert violations(shown) == []
     assert [url for url in shown.requests if not url.startswith("data:")] == [file.as_uri()]
     assert shown.complaints == []
+    shown.ask("document.querySelector('svg.plot text').setAttribute('y', 2)")
+    assert not shown.ask(inside)  # control
