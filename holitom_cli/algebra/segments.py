@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _CHUNK_FRAMES = 32  # float32 copies of this many frames are held at a time
 
@@ -55,10 +60,10 @@ def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
         The segments as ranges of frames, and the number of tokens that merging over time saves.
     """
     frames = len(static) + 1
-    gains = _window_gains(static) * frames
+    gains = _window_gains(static.numpy()) * frames
     saved = [0] * (frames + 1)  # by the first i frames
     start = [0, *range(frames)]  # of the last segment among the first i frames
-    key = torch.arange(frames)  # savings before a frame, then the frame: ties prefer the later start
+    key = np.arange(frames)  # savings before a frame, then the frame: ties prefer the later start
     for end in range(2, frames + 1):
         first = max(0, end - max_window)
         saved[end] = saved[end - 1]
@@ -71,22 +76,24 @@ def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
     return tuple(_backtrack(start)), saved[-1]
 
 
-def _window_gains(static: Tensor) -> Tensor:
-    """Tokens that each window would save: (F-1, P) bool -> (F, F) int64 by [last frame, first frame]."""
-    frames = len(static) + 1
-    lives = _lifetimes(static)
-    histogram = torch.zeros(frames, frames + 1, dtype=torch.int64)
-    histogram[:-1].scatter_add_(1, lives, torch.ones_like(lives))
-    at_least = histogram.flip(1).cumsum(1).flip(1)  # [s, w]: cells static for w steps from frame s on
-    steps = (torch.arange(frames)[:, None] - torch.arange(frames)).clamp_min(0)
-    return steps * at_least.T.gather(0, steps)
+def _window_gains(static: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Tokens that each window would save: (F-1, P) -> (F, F) by [last frame, first frame]."""
+    steps, frames = len(static), len(static) + 1
+    bins = _lifetimes(static) + np.arange(steps)[:, None] * (frames + 1)
+    histogram = np.zeros((frames, frames + 1), dtype=np.int64)
+    histogram[:-1] = np.bincount(bins.reshape(-1), minlength=steps * (frames + 1)).reshape(steps, frames + 1)
+    at_least = histogram[:, ::-1].cumsum(1)[:, ::-1]  # [s, w]: cells static for w steps from frame s on
+    long = (np.arange(frames)[:, None] - np.arange(frames)).clip(0)
+    gains: NDArray[np.int64] = long * np.take_along_axis(at_least.T, long, 0)
+    return gains
 
 
-def _lifetimes(static: Tensor) -> Tensor:
-    """For how many steps from each frame on a cell stays static: (F-1, P) bool -> (F-1, P) int64."""
-    here = torch.arange(len(static))[:, None]
-    change = torch.where(static, len(static), here)
-    return change.flip(0).cummin(0).values.flip(0) - here if len(static) else change
+def _lifetimes(static: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For how many steps from each frame on a cell stays static: (F-1, P) -> (F-1, P)."""
+    here = np.arange(len(static))[:, None]
+    change = np.where(static, len(static), here)
+    lives: NDArray[np.int64] = np.minimum.accumulate(change[::-1], 0)[::-1] - here
+    return lives
 
 
 def _backtrack(start: list[int]) -> list[range]:

@@ -69,6 +69,7 @@ def _program() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import torch
 
+    from holitom_cli.model import kernels
     from holitom_cli.model.device import choose_device, choose_dtype, device_name, nvidia_card
 
     facts: dict[str, Any] = {"torch_cuda": torch.version.cuda, "nvidia_card": nvidia_card()}
@@ -80,6 +81,7 @@ def _device() -> dict[str, Any]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         facts |= {"memory_bytes": total, "free_memory_bytes": free, "gpus": torch.cuda.device_count()}
+        facts["own_kernels"] = kernels.trouble() or True
     return facts | {"number_format": str(choose_dtype("auto", device)).removeprefix("torch.")}
 
 

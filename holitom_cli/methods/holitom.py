@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, merge_into_centres, top_mask
+from holitom_cli.algebra.merge import density_peaks, merge_into_centres
 from holitom_cli.algebra.segments import neighbour_similarity, segment
 from holitom_cli.methods import Method
 from holitom_cli.methods.inner import Inner
 from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of
 from holitom_cli.methods.tools.tokens import marked
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
+
+if TYPE_CHECKING:
+    from holitom_cli.types import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -62,33 +66,32 @@ class HoliTom(Method):
         Inner(self.inner_layer, self.inner_ratio)  # checks them
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
-        """Merge over time and space (sections 3.2 and 3.3); one small transfer decides all shapes."""
+        """Merge over time and space (sections 3.2 and 3.3); one small transfer to the host decides all shapes."""
         if video.attention is None:
             raise ValueError("HoliTom needs the attention that each patch receives in the tower")
         tokens, (frames, patches, _) = video.tokens, video.tokens.shape
-        # 1. Segments, from which cells change from frame to frame.
-        unchanged = (neighbour_similarity(tokens) > self.tau).cpu()
+        # 1. On the host: segments, from which cells change from frame to frame, and what each keeps of its budget.
+        unchanged, attention = _on_host(neighbour_similarity(tokens) > self.tau, video.attention)
         segments, saved = segment(unchanged, self.max_window)
-        ratio = share_of(self.retain_ratio, frames, patches)
-        plan = _plan(unchanged, segments, saved, ratio).to(tokens.device)
-        # 2. Changing cells: those that receive the most attention stay as they are.
-        kept = top_mask(video.attention.masked_fill(~plan.dynamic, -torch.inf), plan.dynamic_count)
-        origin = marked(kept, len(plan.dynamic_row))
-        source = torch.full_like(plan.dynamic, -1, dtype=torch.int64)
-        source.view(-1)[origin] = plan.dynamic_row
-        anchor = source.new_empty(plan.total)  # the frame and cell where each row stands, as one index
-        anchor[plan.dynamic_row] = origin
-        # 3. Static cells: averaged over time, then clustered in space.
-        blended, goes_to, centre = self._merge_static(tokens, plan)
-        source = torch.where(plan.dynamic, source, goes_to[plan.group])
-        anchor[plan.static_row] = plan.start[centre // patches] * patches + centre % patches
+        share = share_of(self.retain_ratio, frames, patches)
+        plan = _plan(unchanged.numpy(), attention.numpy(), segments, saved, share)
+        source, anchor, static_row, start, group, static, static_count = plan.on(tokens.device)
+        # 2. Changing cells: those that receive the most attention stay as they are. Static ones: averaged over time,
+        #    then clustered in space.
+        blended = tokens[:0, 0]
+        if plan.merged:
+            cells = static.view(-1, patches).bool()
+            blended, goes_to, centre = self._merge_static(tokens, plan.merged, cells, static_count, static_row)
+            source = torch.where(source == _STATIC, goes_to[group].flatten(), source)
+            anchor[static_row] = start[centre // patches] * patches + centre % patches
         embeds = tokens.flatten(0, 1)[anchor]
-        embeds[plan.static_row] = blended.to(embeds.dtype)
-        # 4. The account of every original token.
-        size = source.new_zeros(plan.total + 1)
-        size.scatter_add_(0, torch.where(source < 0, plan.total, source).view(-1), torch.ones_like(source).view(-1))
-        stages = (("temporal merge", frames * patches - saved), ("spatial merge", plan.total))
-        return VisualTokens(embeds, anchor // patches, anchor % patches, size[:-1], source, segments, stages)
+        embeds[static_row] = blended.to(embeds.dtype)
+        # 3. The account of every original token.
+        size = source.new_zeros(len(anchor) + 1)
+        size.scatter_add_(0, torch.where(source < 0, len(anchor), source), torch.ones_like(source))
+        stages = (("temporal merge", frames * patches - saved), ("spatial merge", len(anchor)))
+        place = source.view(frames, patches)
+        return VisualTokens(embeds, anchor // patches, anchor % patches, size[:-1], place, segments, stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Merge once inside (section 3.4), by the last prompt token's attention in the layer before."""
@@ -98,81 +101,102 @@ class HoliTom(Method):
         """The share to keep, plus what rounding up in every frame and segment can add."""
         return min(frames * patches, math.ceil(budget(self.retain_ratio, frames, patches, math.ceil) + 1.5 * frames))
 
-    def _merge_static(self, tokens: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """Cluster the static cells of the G segments.
+    def _merge_static(
+        self, tokens: Tensor, merged: list[range], static: Tensor, count: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cluster the static cells of G segments.
+
+        Args:
+            tokens: (F, P, D).
+            merged: the segments.
+            static: (G, P) bool.
+            count: (G,) int64 centres of each.
+            rows: (R,) int64 the rows that they become.
 
         Returns:
-            The merged rows (R, D) float32, the row that each cell goes to (G, P), and the (segment, cell) of
-            each row as one index (R,).
+            The merged rows (R, D) float32, the row that each cell goes to (G, P), -1 for none, and the (segment, cell)
+            of each as one index (R,).
         """
-        if not plan.merged:
-            nothing = plan.static_row
-            return (
-                tokens.new_empty(0, tokens.shape[-1]),
-                plan.dynamic.new_full((1, 1), -1, dtype=torch.int64),
-                nothing,
-            )
-        means = torch.stack([tokens[s.start : s.stop].mean(0, dtype=torch.float32) for s in plan.merged])
-        clusters = density_peaks(means, plan.static, plan.static_count, self.neighbours)
-        centre = marked(clusters.centre, len(plan.static_row))
+        means = torch.stack([tokens[s.start : s.stop].mean(0, dtype=torch.float32) for s in merged])
+        clusters = density_peaks(means, static, count, self.neighbours)
+        centre = marked(clusters.centre, len(rows))
         row = torch.full_like(clusters.member_of, -1)
-        row.view(-1)[centre] = plan.static_row
-        goes_to = row.gather(1, clusters.member_of).masked_fill(~plan.static, -1)
-        blended = merge_into_centres(means, plan.static, clusters, self.beta).flatten(0, 1)
+        row.view(-1)[centre] = rows
+        goes_to = row.gather(1, clusters.member_of).masked_fill(~static, -1)
+        blended = merge_into_centres(means, static, clusters, self.beta).flatten(0, 1)
         return blended[centre], goes_to, centre
 
 
+_STATIC = -2  # where static cells go is not known on the host
+
+
 class _Plan(NamedTuple):
-    """How many rows each frame and segment keeps, and which. G segments have more than one frame."""
+    """What of each frame and segment is kept. G segments have more than one frame."""
 
-    total: int  # rows in all, N
     merged: list[range]  # the G segments
-    dynamic: Tensor  # (F, P) bool, cells that change within their segment
-    dynamic_count: Tensor  # (F,) how many of them to keep
-    dynamic_row: Tensor  # rows that they become, frame by frame
-    static: Tensor  # (G, P) bool, cells that stay the same over the segment
-    static_count: Tensor  # (G,) how many centres they become
-    static_row: Tensor  # rows that they become, segment by segment
-    start: Tensor  # (G,) first frame
-    group: Tensor  # (F,) which of the G segments a frame is in; 0 for a frame on its own
+    source: IntArray  # (F P,) row that each token goes to, -1 = dropped, or _STATIC
+    anchor: IntArray  # (N,) token that stands where each row does; 0 for static ones
+    static_row: IntArray  # rows that static cells become, segment by segment
+    start: IntArray  # (G,) first frame
+    group: IntArray  # (F,) which of the G segments a frame is in; 0 for a frame on its own
+    static: IntArray  # (G P,) 1 for cells that stay the same over the segment
+    static_count: IntArray  # (G,) how many centres they become
 
-    def to(self, device: torch.device) -> _Plan:
-        """The same plan with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: item.to(device) for name, item in self._asdict().items() if isinstance(item, Tensor)
-        }
-        return self._replace(**moved)
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Everything but the segments, moved to a device at once."""
+        parts = self[1:]
+        together = torch.from_numpy(np.concatenate(parts)).to(device)
+        moved: tuple[Tensor, ...] = together.split([len(part) for part in parts])
+        return moved
 
 
-def _plan(unchanged: Tensor, segments: tuple[range, ...], saved: int, retain_ratio: float) -> _Plan:
-    """Share the budget out: unchanged (F-1, P) bool on the CPU."""
-    frames, patches = len(unchanged) + 1, unchanged.shape[1]
+def _on_host(unchanged: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, for one wait: (F-1, P) bool, (F, P) float32."""
+    together = torch.cat((unchanged.float(), attention)).cpu()
+    return together[: len(unchanged)] > 0, together[len(unchanged) :]
+
+
+def _plan(
+    unchanged: BoolArray, attention: FloatArray, segments: tuple[range, ...], saved: int, retain_ratio: float
+) -> _Plan:
+    """Share the budget out: unchanged (F-1, P), attention (F, P)."""
+    frames, patches = attention.shape
     original = frames * patches
     ratio = min(retain_ratio / ((original - saved) / original), 1)  # in this order: rounding up is sensitive
     merged = [s for s in segments if len(s) > 1]
-    static = torch.stack([unchanged[s.start : s.stop - 1].all(0) for s in merged]) if merged else unchanged[:0]
-    group = torch.zeros(frames, dtype=torch.int64)
-    dynamic = torch.ones(frames, patches, dtype=torch.bool)
+    group = np.zeros(frames, dtype=np.int64)
+    static = np.zeros((len(merged), patches), dtype=bool)
+    changing = np.ones((frames, patches), dtype=bool)
     for index, s in enumerate(merged):
         group[s.start : s.stop] = index
-        dynamic[s.start : s.stop] = ~static[index]
-    dynamic_count = [math.ceil(count * ratio) for count in dynamic.sum(1).tolist()]
-    static_count = [round(count * ratio) for count in static.sum(1).tolist()]
-    is_static: list[bool] = []  # by row: a segment's static rows, then its frames' rows
-    centres = iter(static_count)
+        static[index] = unchanged[s.start : s.stop - 1].all(0)
+        changing[s.start : s.stop] = ~static[index]
+    changing_count = np.ceil(changing.sum(1) * ratio).astype(np.int64)
+    static_count = np.round(static.sum(1) * ratio).astype(np.int64)
+    is_static = _kinds(segments, changing_count, static_count)
+    source = np.where(changing, -1, _STATIC).reshape(-1)
+    chosen = _highest(np.where(changing, attention, -np.inf), changing_count)
+    anchor = np.zeros(len(is_static), dtype=np.int64)
+    anchor[~is_static] = chosen
+    source[chosen] = np.flatnonzero(~is_static)
+    start = np.array([s.start for s in merged], dtype=np.int64)
+    rows = np.flatnonzero(is_static)
+    return _Plan(merged, source, anchor, rows, start, group, static.astype(np.int64).reshape(-1), static_count)
+
+
+def _kinds(segments: tuple[range, ...], changing_count: IntArray, static_count: IntArray) -> BoolArray:
+    """By row, whether it is static: first a segment's static rows, then its frames' rows."""
+    kinds: list[bool] = []
+    centres = iter(static_count.tolist())
     for s in segments:
-        is_static += [True] * (next(centres) if len(s) > 1 else 0)
-        is_static += [False] * sum(dynamic_count[s.start : s.stop])
-    kinds = torch.tensor(is_static, dtype=torch.bool)
-    return _Plan(
-        total=len(is_static),
-        merged=merged,
-        dynamic=dynamic,
-        dynamic_count=torch.tensor(dynamic_count),
-        dynamic_row=(~kinds).nonzero()[:, 0],
-        static=static,
-        static_count=torch.tensor(static_count, dtype=torch.int64),
-        static_row=kinds.nonzero()[:, 0],
-        start=torch.tensor([s.start for s in merged], dtype=torch.int64),
-        group=group,
-    )
+        kinds += [True] * (next(centres) if len(s) > 1 else 0)
+        kinds += [False] * int(changing_count[s.start : s.stop].sum())
+    return np.array(kinds, dtype=bool)
+
+
+def _highest(scores: FloatArray, count: IntArray) -> IntArray:
+    """Flat indices, ascending, of the highest scores of each row, so many; equal scores go to the lower column."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    mask = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(mask, order, np.arange(scores.shape[1]) < count[:, None], 1)
+    return np.flatnonzero(mask)

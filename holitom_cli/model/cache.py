@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,15 +62,20 @@ class StaticCache:
             length.add_(tokens)
 
     def _fill(self, key: Tensor, value: Tensor, layer: int) -> None:
-        batch, heads, length, width = key.shape
+        self.reserve(key, layer, key.shape)
+        self.keys[layer][:, :, : key.shape[2]] = key
+        self.values[layer][:, :, : key.shape[2]] = value
+
+    def reserve(self, like: Tensor, layer: int, prompt: Sequence[int]) -> None:
+        """Make buffers for a prompt's keys and values, of which whoever calls fills in (B, Hkv, S, d)."""
+        batch, heads, length, width = prompt
         shape = (batch, heads, length + self.room, width)
-        self.keys[layer] = key.new_zeros(shape)  # zeros: masked garbage could be NaN, and 0 * NaN is NaN
-        self.values[layer] = value.new_zeros(shape)
-        self.keys[layer][:, :, :length] = key
-        self.values[layer][:, :, :length] = value
-        shared = layer > 0 and self.keys[layer - 1].shape == shape and self.keys[layer - 1].device == key.device
-        own = torch.full((batch,), length, device=key.device)
-        self.lengths[layer] = self.lengths[layer - 1] if shared else own
+        both = like.new_empty(2, *shape)
+        both[:, :, :, length:] = 0  # masked garbage could be NaN, and 0 * NaN is NaN
+        self.keys[layer], self.values[layer] = both.unbind()
+        shared = layer > 0 and self.keys[layer - 1].shape == shape and self.keys[layer - 1].device == like.device
+        own = self.lengths[layer - 1] if shared else torch.full((batch,), length, device=like.device)
+        self.lengths[layer] = own
 
 
 class RowCache(StaticCache):

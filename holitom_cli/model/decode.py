@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from holitom_cli.errors import GenerationError
+from holitom_cli.model.attention import device_of
 from holitom_cli.model.cache import RowCache, StaticCache
 from holitom_cli.model.layers import decoder_layer
 from holitom_cli.model.prefill import Prefill
@@ -58,8 +59,8 @@ class DecodeStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._steps = 0
-        devices = {parameter.device for parameter in language_model.parameters()}
-        self._graphable = devices == {position.device} and position.is_cuda
+        parts = [language_model.embed_tokens, *language_model.layers, lm_head]
+        self._graphable = position.is_cuda and {device_of(part) for part in parts} == {position.device}
 
     @torch.inference_mode()
     def __call__(self, token: Tensor) -> Tensor:
@@ -144,16 +145,37 @@ def generate(
     generator = None
     if generation.temperature > 0:
         generator = torch.Generator(state.logits.device).manual_seed(generation.seed)
-    logits, step = state.logits, DecodeStep(language_model, lm_head, state.cache, state.next_position.clone())
-    for count in range(1, generation.max_new_tokens + 1):
-        token = choose(logits, generation, generator)
-        value = int(token[0])
-        if value < 0:
+    token = choose(state.logits, generation, generator)
+    step: DecodeStep | None = None
+    for left in reversed(range(generation.max_new_tokens)):
+        # A GPU begins the next step before anybody knows whether this token was the last: asking would make it wait.
+        value, following = _on_its_way(token), None
+        if left and token.is_cuda and step:
+            following = choose(step(token), generation, generator)
+        number = value()
+        if number < 0:
             raise not_a_number()
-        yield value
-        if value in end_ids or count == generation.max_new_tokens:
+        yield number
+        if number in end_ids or not left:
             return
-        logits = step(token)
+        step = step or DecodeStep(language_model, lm_head, state.cache, state.next_position.clone())
+        token = choose(step(token), generation, generator) if following is None else following
+
+
+def _on_its_way(token: Tensor) -> Callable[[], int]:
+    """Begin to fetch the first row's token; what it returns waits for it, and for nothing that is begun later."""
+    if not token.is_cuda:
+        return lambda: int(token[0])
+    here = torch.empty(1, dtype=token.dtype, pin_memory=True)
+    here.copy_(token[:1], non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(token.device))
+
+    def value() -> int:
+        arrived.synchronize()
+        return int(here)
+
+    return value
 
 
 def not_a_number() -> GenerationError:

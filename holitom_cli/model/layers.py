@@ -6,7 +6,7 @@ hold views, so that nothing takes more memory and the library's code still runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from holitom_cli.model.kernels import add_norm, attend, gated, suits, turn
 from holitom_cli.model.quantise import Packed, PackedLinear, multiply
 
 _KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -84,16 +85,38 @@ def join_tower(tower: Any) -> None:
         attention.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
 
 
-def tower_layer(layer: Any, entering: Tensor) -> Tensor:
-    """One layer of the vision tower, (f, T, C) -> (f, T, C); a layer whose projections are not joined runs as it is."""
-    attention, mlp = layer.self_attn, layer.mlp
-    if not hasattr(attention, "qkv"):
-        return layer(entering, None)  # type: ignore[no-any-return]
-    qkv = attention.qkv(layer.layer_norm1(entering)).unflatten(-1, (3, attention.num_heads, -1))
+def tower_layers(layers: Sequence[Any], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Layers of the vision tower, one after another; those whose projections are not joined run as they are.
+
+    Args:
+        layers: the library's.
+        hidden: (f, T, C).
+
+    Returns:
+        The states leaving the last layer and those entering it, (f, T, C) each.
+    """
+    entering, normed = hidden, None
+    for index, layer in enumerate(layers):
+        entering, attention, mlp = hidden, layer.self_attn, layer.mlp
+        if not hasattr(attention, "qkv"):
+            hidden = layer(entering, None)
+            continue
+        mixed = _looked_around(attention, layer.layer_norm1(entering) if normed is None else normed)
+        hidden, normed = add_norm(entering, mixed, layer.layer_norm2)
+        change = mlp.fc2(_activated(mlp, normed))
+        if index + 1 < len(layers):
+            hidden, normed = add_norm(hidden, change, layers[index + 1].layer_norm1)
+        else:
+            hidden = hidden + change
+    return hidden, entering
+
+
+def _looked_around(attention: Any, normed: Tensor) -> Tensor:
+    """Attention of a tower layer: (f, T, C) -> (f, T, C)."""
+    qkv = attention.qkv(normed).unflatten(-1, (3, attention.num_heads, -1))
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    hidden = entering + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return hidden + mlp.fc2(_activated(mlp, layer.layer_norm2(hidden)))  # type: ignore[no-any-return]
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 def join_language(language_model: Any) -> None:
@@ -120,24 +143,53 @@ def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask:
     """
     if not hasattr(layer.mlp, "gate_up"):
         return layer(hidden, attention_mask=mask, position_embeddings=rope, past_key_values=cache)  # type: ignore[no-any-return]
-    hidden = hidden + _attended(layer.self_attn, _normed(layer.input_layernorm, hidden), rope, mask, cache)
-    gate, up = layer.mlp.gate_up(_normed(layer.post_attention_layernorm, hidden)).chunk(2, -1)
-    return hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)  # type: ignore[no-any-return]
+    attention, mlp = layer.self_attn, layer.mlp
+    mixed = _attended(attention, _normed(layer.input_layernorm, hidden), rope, mask, cache)
+    hidden = _added(hidden, attention.o_proj, mixed)
+    gate_up = mlp.gate_up(_normed(layer.post_attention_layernorm, hidden))
+    return _added(hidden, mlp.down_proj, gated(gate_up, mlp))
+
+
+def _added(hidden: Tensor, linear: Any, states: Tensor) -> Tensor:
+    """Hidden states and a linear layer's output, in one product where its weights are plain."""
+    if type(linear) is not nn.Linear or getattr(linear, "bias", None) is not None:
+        return hidden + linear(states)  # type: ignore[no-any-return]
+    return torch.addmm(hidden.flatten(0, 1), states.flatten(0, 1), linear.weight.T).view_as(hidden)
 
 
 def _attended(attention: Any, states: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:
-    """Grouped-query attention that repeats no key."""
+    """Grouped-query attention that repeats no key, before its last projection: (B, S, D) -> (B, S, H d)."""
     heads, groups, width = attention.config.num_attention_heads, attention.num_key_value_groups, attention.head_dim
-    parts = attention.qkv(states).unflatten(-1, (-1, width)).transpose(1, 2)  # (B, H + 2 Hkv, S, d)
+    qkv, layer = attention.qkv(states), attention.layer_idx
+    if suits(qkv, width, groups):
+        mixed = _attended_on_gpu(qkv, rope, mask, cache, layer, heads, width)
+        return mixed.transpose(1, 2).flatten(2)
+    parts = qkv.unflatten(-1, (-1, width)).transpose(1, 2)  # (B, H + 2 Hkv, S, d)
     turned = _turned(parts[:, : heads + heads // groups], rope)
     query, key = turned[:, :heads], turned[:, heads:]
-    key, value = cache.update(key, parts[:, heads + heads // groups :], attention.layer_idx)
+    key, value = cache.update(key, parts[:, heads + heads // groups :], layer)
     if states.shape[1] > 1:
         mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=True)
     else:  # the queries of a group stand where a longer text would have its tokens
         mixed = F.scaled_dot_product_attention(query.reshape(len(query), -1, groups, width), key, value, mask)
         mixed = mixed.flatten(1, 2)[:, :, None]
-    return attention.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _attended_on_gpu(
+    qkv: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, layer: int, heads: int, width: int
+) -> Tensor:
+    """The same by `kernels`: (B, S, (H + 2 Hkv) d) -> (B, H, S, d)."""
+    batch, length = qkv.shape[:2]
+    prompt = not cache.lengths[layer].numel()
+    if prompt:
+        cache.reserve(qkv, layer, (batch, qkv.shape[2] // width - heads >> 1, length, width))
+    keys, values, at = cache.keys[layer], cache.values[layer], cache.lengths[layer]
+    query = turn(qkv, rope, keys, values, torch.zeros_like(at) if prompt else at, heads)
+    if not prompt:
+        return attend(query, keys, values, at)
+    known = keys[:, :, :length], values[:, :, :length]
+    return F.scaled_dot_product_attention(query, *known, mask, is_causal=mask is None, enable_gqa=True)
 
 
 def _turned(states: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holitom_cli.model.attention import device_of
-from holitom_cli.model.layers import fastest_attention, tower_layer
+from holitom_cli.model.kernels import plain_received, received, runs_on
+from holitom_cli.model.layers import fastest_attention, tower_layers
 from holitom_cli.types import VideoFeatures
 
 if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
 
-CHUNK_FRAMES = 8  # frames in the tower at a time
+CHUNK_FRAMES = 16  # frames in the tower at a time
 _ATTENTION_FRAMES = 2  # frames whose attention maps, (frames, heads, T, T) float32, exist at a time
 
 
@@ -82,31 +83,29 @@ def attention_received(layer: Any, entering: Tensor) -> Tensor:
     Returns:
         (F, T) float32. No more than a few frames' attention maps exist at a time.
     """
-    attention = layer.self_attn
-    queries, keys = (_heads(layer, name, entering).float() for name in ("q_proj", "k_proj"))
-    chunks = zip(queries.split(_ATTENTION_FRAMES), keys.split(_ATTENTION_FRAMES), strict=True)
-    return torch.cat([(q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1).mean(1) for q, k in chunks])
+    query, key = (_heads(layer, name, entering) for name in ("q_proj", "k_proj"))
+    if runs_on(query):
+        return received(query, key, layer.self_attn.scale)
+    chunks = zip(query.split(_ATTENTION_FRAMES), key.split(_ATTENTION_FRAMES), strict=True)
+    return torch.cat([plain_received(q, k, layer.self_attn.scale) for q, k in chunks])
 
 
 def _heads(layer: Any, projection: str, entering: Tensor) -> Tensor:
-    """One projection of a tower layer's attention: states entering it (f, T, C) -> (f, heads, T, d)."""
+    """One projection of a tower layer's attention: states entering it (f, T, C) -> (f, T, heads, d)."""
     normed = layer.layer_norm1(entering.to(device_of(layer.layer_norm1)))
-    heads = getattr(layer.self_attn, projection)(normed).unflatten(-1, (layer.self_attn.num_heads, -1))
-    return heads.transpose(1, 2)  # type: ignore[no-any-return]
+    heads: Tensor = getattr(layer.self_attn, projection)(normed).unflatten(-1, (layer.self_attn.num_heads, -1))
+    return heads
 
 
 def _encode_chunk(model: Model, pixels: Tensor, attention: bool, keys: bool) -> tuple[Tensor, ...]:
     """Tokens of a few frames (f, 3, H, W), then the attention and the keys where they are wanted."""
     tower, depth = model.vision_tower, model.info.shape.vision_layers
     hidden = tower.embeddings(pixels.to(model.device, model.dtype))
-    entering = hidden
-    for layer in tower.encoder.layers[:depth]:
-        entering = hidden
-        hidden = tower_layer(layer, entering)
+    hidden, entering = tower_layers(tower.encoder.layers[:depth], hidden)
     last = tower.encoder.layers[depth - 1]
     found = [project(model, hidden)]
     if attention:
         found.append(pool(attention_received(last, entering)[..., None])[..., 0].to(model.device))
     if keys:
-        found.append(pool(_heads(last, "k_proj", entering).mean(1)).to(model.device))
+        found.append(pool(_heads(last, "k_proj", entering).mean(2)).to(model.device))
     return tuple(found)

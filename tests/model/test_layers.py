@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holitom_cli import load_model
 from holitom_cli.model import Model
-from holitom_cli.model.layers import Joined, decoder_layer, tower_layer
+from holitom_cli.model.layers import Joined, decoder_layer, tower_layers
 from holitom_cli.model.vision import encode
 
 
@@ -34,11 +34,17 @@ def test_joined_layers_are_the_layers_and_share_their_weights(bias: bool) -> Non
 
 
 @torch.no_grad()
-def test_a_tower_layer_is_the_librarys(model: Model) -> None:
+def test_tower_layers_are_the_librarys(model: Model) -> None:
     states = torch.randn(2, 20, model.info.shape.vision_hidden, generator=torch.Generator().manual_seed(1))
-    for layer in model.vision_tower.encoder.layers:
-        torch.testing.assert_close(tower_layer(layer, states), layer(states, None), atol=1e-5, rtol=1e-5)
-        assert (tower_layer(layer, states) - layer(states.flip(1), None)).abs().max() > 0.1  # control
+    layers = model.vision_tower.encoder.layers
+    expected, entering = states, states
+    for layer in layers:
+        entering, expected = expected, layer(expected, None)
+    assert len(layers) > 1
+    left, entered = tower_layers(layers, states)
+    torch.testing.assert_close(left, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entered, entering, atol=1e-5, rtol=1e-5)
+    assert (tower_layers(layers, states.flip(1))[0] - expected).abs().max() > 0.1  # control
 
 
 def test_a_spread_tower_is_not_joined(tiny_checkpoint: Path) -> None:
