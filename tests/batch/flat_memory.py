@@ -1,7 +1,7 @@
 """Memory of a batch over many tiny clips: `python -m tests.batch.flat_memory [CLIPS]`.
 
-Runs `holitom batch` on that many different clips, 2,000 by default, and notes what it and its decoders have written to
-while rows come. Afterwards no process of it may be left, with which shared memory goes, since it has no name, and a
+Runs `holitom batch` on that many different clips, 2,000 by default, and notes what its process has written to while
+rows come. Afterwards no process of it may be left, with which shared memory goes, since it has no name, and a
 second run must get the file's lock. What a run has to remember of a clip is its path, its key and its job. The last
 line is JSON; the exit code is 1 where memory grows by more than that, or something is left. Linux alone tells memory
 this way.
@@ -61,24 +61,20 @@ def make_clips(folder: Path, count: int) -> None:
 
 
 def watch(run: subprocess.Popen[bytes], output: Path, count: int) -> tuple[list[tuple[int, int]], list[psutil.Process]]:
-    """Rows and bytes from time to time, and every process that was seen."""
+    """Rows, the fewest bytes on the way to them, since what clips bring goes again; and every process there was."""
     looks: list[tuple[int, int]] = []
     family: dict[int, psutil.Process] = {run.pid: psutil.Process(run.pid)}
+    fewest = sys.maxsize
     while run.poll() is None:
         done = output.read_bytes().count(b"\n") if output.exists() else 0
         with suppress(psutil.Error):
             family |= {one.pid: one for one in family[run.pid].children(recursive=True)}
+            fewest = min(fewest, family[run.pid].memory_full_info().uss)
             if done >= (len(looks) + 1) * count // _LOOKS:
-                looks.append((done, sum(map(_written, family.values()))))
-        time.sleep(0.05)
+                looks.append((done, fewest))
+                fewest = sys.maxsize
+        time.sleep(0.1)
     return looks, list(family.values())
-
-
-def _written(process: psutil.Process) -> int:
-    """Bytes that only this process has; none where it has ended."""
-    with suppress(psutil.Error):
-        return int(process.memory_full_info().uss)
-    return 0
 
 
 if __name__ == "__main__":
