@@ -31,7 +31,7 @@ _GROUP_WORDS = 16  # neighbouring words of a row, 128 weights, that share a step
 _FEW_ROWS, _SEVERAL_ROWS = 4, 64  # multiplied with the packed weights themselves; more pay for unpacking these first
 _FEW_ROWS_CPU = 16
 UNPACKED_AT_ONCE = 2**28  # weights on a GPU, half a GiB in 16 bits
-_UNPACKED_ON_CPU = 2**18  # as many as stay in a core's cache
+_UNPACKED_ON_CPU = 2**20  # 4 MiB in float32: near the cores, and few threads to start
 STORED_AT_ONCE = 2**22  # weights that are quantised, 16 MiB in float32
 
 

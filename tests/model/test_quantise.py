@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from holitom_cli import load_model
@@ -18,7 +20,8 @@ from holitom_cli.errors import UsageError
 from holitom_cli.model import quantise, shapes, weights
 from holitom_cli.model.decode import decode_one_token
 from holitom_cli.model.layers import Joined, JoinedPacked
-from holitom_cli.model.loading import Model
+from holitom_cli.model.hub import locate
+from holitom_cli.model.loading import Model, load, read_checkpoint
 from holitom_cli.model.prefill import prefill
 from tests.model.test_shapes import TINY, TOWER
 
@@ -287,6 +290,31 @@ def test_shapes_are_drawn_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert down.bits == 4
     assert float(quantise.restore(down, torch.float32).std()) == pytest.approx(0.02, rel=0.1)
     assert model.info.parameters == shapes.build_shape("tiny", device="cpu", dtype="bfloat16").info.parameters
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_several_shards_give_what_one_file_gives(tiny_checkpoint: Path, tmp_path: Path, quantize: Any) -> None:
+    for file in tiny_checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    places = {name: f"model-{number % 3}.safetensors" for number, name in enumerate(stored)}
+    for place in set(places.values()):
+        save_file({name: stored[name] for name in stored if places[name] == place}, tmp_path / place)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    whole = load_model(tiny_checkpoint, device="cpu", quantize=quantize)
+    parts = dict(load_model(tmp_path, device="cpu", quantize=quantize).network.named_parameters())
+    for name, part in whole.network.named_parameters():
+        assert torch.equal(part, parts[name]), name
+
+
+def test_a_number_format_names_both(tiny_checkpoint: Path) -> None:
+    """As worker processes are told of it."""
+    checkpoint = read_checkpoint(locate(str(tiny_checkpoint)))
+    told = load(checkpoint, "cpu", "bfloat16+int4").info
+    assert (told.dtype, told.quantize, told.number_format) == ("bfloat16", "int4", "bfloat16+int4")
+    with pytest.raises(UsageError, match="--quantize 'int5' is not known"):
+        load(checkpoint, "cpu", "bfloat16+int5")
 
 
 def test_unknown_formats_and_models_in_several_places(tiny_checkpoint: Path) -> None:
