@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from holitom_cli.model.loading import Checkpoint, Model
 
-SMALLER = "Use fewer --num-frames, a smaller --retain-ratio, --quantize int8, --device-map auto, or a smaller checkpoint."
+SMALLER = "Use fewer --num-frames, a smaller --retain-ratio, --quantize int8, --device-map auto or a smaller --model."
 ANSWER_ROOM = 64  # positions that a prompt has to leave for its answer
 
 

@@ -38,7 +38,7 @@ def task(frames: int = 32, method: str = "holitom", new_tokens: int = 64) -> mem
 
 
 def need(seven_b: Any, quantize: Quantize | None, asked: memory.Task | None) -> memory.Need:
-    return memory.need(*seven_b, torch.bfloat16, quantize, asked)
+    return memory.need(seven_b[0], seven_b[1], torch.bfloat16, quantize, asked)
 
 
 @pytest.mark.parametrize(("quantize", "gib"), [(None, 14.96), ("int8", 7.87), ("int4", 5.02)])
@@ -78,7 +78,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def check(seven_b: Any, quantize: Any, asked: memory.Task | None) -> DeviceError | None:
     try:
-        memory.check("7B", *seven_b, CUDA, torch.bfloat16, quantize, asked)
+        memory.check("7B", seven_b[0], seven_b[1], CUDA, torch.bfloat16, quantize, asked)
     except DeviceError as error:
         return error
     return None

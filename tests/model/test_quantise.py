@@ -19,8 +19,8 @@ from holitom_cli import load_model
 from holitom_cli.errors import UsageError
 from holitom_cli.model import quantise, shapes, weights
 from holitom_cli.model.decode import decode_one_token
-from holitom_cli.model.layers import Joined, JoinedPacked
 from holitom_cli.model.hub import locate
+from holitom_cli.model.layers import Joined, JoinedPacked
 from holitom_cli.model.loading import Model, load, read_checkpoint
 from holitom_cli.model.prefill import prefill
 from tests.model.test_shapes import TINY, TOWER
