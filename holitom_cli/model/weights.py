@@ -52,7 +52,7 @@ def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             shapes |= {network_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no dictionary
