@@ -138,7 +138,8 @@ def free_bytes(device: torch.device) -> int | None:
         gc.collect()  # a model that has just been given up
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        index = torch.cuda.current_device() if device.index is None else device.index  # it takes none without
+        named: int | None = device.index
+        index = torch.cuda.current_device() if named is None else named  # a limit is not told of one without
         allowed = torch.cuda.memory.get_per_process_memory_fraction(index) * total
         return min(free, math.floor(allowed) - torch.cuda.memory_reserved(device))
     if device.type == "cpu":
