@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from holitom_cli.errors import DeviceError, UsageError
-from holitom_cli.model import shapes
+from holitom_cli.model import memory, shapes
 from holitom_cli.model.loading import shape_of
 
 TINY: dict[str, Any] = {
@@ -72,7 +72,14 @@ def test_a_device_that_is_too_small_is_told_before_anything_is_drawn(monkeypatch
     monkeypatch.setattr(shapes, "free_bytes", lambda _: 12 * 1024**3)
     with pytest.raises(DeviceError, match=r"shape:7b take 15\.0 GiB, but CPU has 12\.0 GiB free") as caught:
         shapes.build_shape("7b", device="cpu", dtype="bfloat16")
-    assert "shape:0.5b" in caught.value.hint
+    assert caught.value.hint.startswith("Use --quantize int8, shape:0.5b, ")
+    with pytest.raises(DeviceError, match=r"shape:7b take 29\.9") as caught:
+        shapes.build_shape("7b", device="cpu", dtype="float32")
+    assert "--quantize int8" in caught.value.hint
+    monkeypatch.setattr(shapes, "free_bytes", lambda _: 1024**3)
+    with pytest.raises(DeviceError, match=r"shape:7b take 5\.0 GiB") as caught:
+        shapes.build_shape("7b", device="cpu", dtype="bfloat16", quantize="int4")
+    assert "--quantize" not in caught.value.hint
 
 
 def test_unknown_shapes_are_named() -> None:
@@ -81,6 +88,6 @@ def test_unknown_shapes_are_named() -> None:
 
 
 def test_free_memory_is_known_on_a_cpu() -> None:
-    free = shapes.free_bytes(torch.device("cpu"))
+    free = memory.free_bytes(torch.device("cpu"))
     assert free is not None
     assert free > 2**20

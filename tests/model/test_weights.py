@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from holitom_cli import load_model
 from holitom_cli.model import weights
+from holitom_cli.model.quantise import Packed
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def test_tensors_come_as_they_are_stored_in_the_format_asked_for(tmp_path: Path)
     stored = {"image_newline": torch.randn(5), "language_model.lm_head.weight": torch.randn(3, 4)}
     save_file(stored, tmp_path / "one.safetensors")
     with weights.reading([tmp_path / "one.safetensors"], CPU, torch.bfloat16) as coming:
-        found = {name: future.result() for name, future in coming.items()}
+        found: dict[str, Any] = {name: future.result() for name, future in coming.items()}
     assert set(found) == {"model.image_newline", "lm_head.weight"}
     assert torch.equal(found["lm_head.weight"], stored["language_model.lm_head.weight"].bfloat16())
     assert torch.equal(found["model.image_newline"], stored["image_newline"].bfloat16())
@@ -34,7 +35,7 @@ def test_a_failure_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     begun, gate = [], threading.Event()
     read = weights._read
 
-    def slow(file: Any, name: str, *more: Any) -> Tensor:
+    def slow(file: Any, name: str, *more: Any) -> Tensor | Packed:
         begun.append(name)
         gate.wait(30)
         return read(file, name, *more)
