@@ -30,7 +30,7 @@ def attention_to_span(
 
     Args:
         layer: the decoder layer.
-        entering: (1, S, D) states entering it.
+        entering: (1, S, D) states entering it; of them those behind the span are enough where there are keys.
         rope: cosines and sines (1, S, d) of the S positions.
         keys: (1, Hkv, S, d) rotated keys of the layer, or None to compute them.
         reduction: which rows and how heads are joined.
@@ -40,16 +40,17 @@ def attention_to_span(
         (Q, len(span)) float32.
     """
     attention = layer.self_attn
-    first = entering.shape[1] - 1 if reduction.rows == "last" else span.stop
+    length = rope[0].shape[1]
+    first = length - 1 if reduction.rows == "last" else span.stop
     norm = layer.input_layernorm
     if keys is None:
         keys = _heads(attention.k_proj, norm(entering.to(device_of(norm))), rope, attention.head_dim)
-    asking = norm(entering[:, first:].to(device_of(norm)))
+    asking = norm(entering[:, entering.shape[1] - length + first :].to(device_of(norm)))
     queries = _heads(attention.q_proj, asking, tuple(part[:, first:] for part in rope), attention.head_dim)
     grouped = queries[0].unflatten(0, (keys.shape[1], -1)).float()  # (Hkv, group, Q, d)
     scores = grouped @ keys[0, :, None].float().transpose(-1, -2) * attention.scaling
     columns = torch.arange(scores.shape[-1], device=scores.device)
-    future = columns > torch.arange(first, entering.shape[1], device=scores.device)[:, None]
+    future = columns > torch.arange(first, length, device=scores.device)[:, None]
     weights = scores.masked_fill_(future, -torch.inf).softmax(-1)[..., span.start : span.stop].flatten(0, 1)
     joined: Tensor = weights.mean(0) if reduction.heads == "mean" else weights.amax(0)
     return joined.to(entering.device)

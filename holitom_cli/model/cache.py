@@ -13,7 +13,7 @@ class StaticCache:
     """Static key and value buffers; each layer has its own lengths, since a reduction shortens later layers.
 
     Decoder layers call `update` as they call a transformers cache. The prompt's keys are stored as a block;
-    after that each call appends one token to every row, and attention sees the whole buffer behind `mask`.
+    after that each call appends tokens to every row, and attention sees the whole buffer behind `mask`.
     """
 
     def __init__(self, depth: int, room: int) -> None:
@@ -30,17 +30,18 @@ class StaticCache:
             self._fill(key, value, layer)
             return key, value
         at = self.lengths[layer]
-        rows = torch.arange(len(at), device=at.device)
-        self.keys[layer][rows, :, at] = key[:, :, 0]
-        self.values[layer][rows, :, at] = value[:, :, 0]
+        rows = torch.arange(len(at), device=at.device)[:, None]
+        slots = at[:, None] + torch.arange(key.shape[2], device=at.device)
+        self.keys[layer][rows, :, slots] = key.transpose(1, 2)
+        self.values[layer][rows, :, slots] = value.transpose(1, 2)
         return self.keys[layer], self.values[layer]
 
-    def mask(self, layer: int, dtype: torch.dtype) -> Tensor:
-        """What one appended token attends to, to be added to its scores: (B, 1, 1, S)."""
-        at = self.lengths[layer]
+    def mask(self, layer: int, dtype: torch.dtype, tokens: int = 1) -> Tensor:
+        """What so many appended tokens attend to, to be added to their scores: (B, 1, tokens, S)."""
+        at = self.lengths[layer][:, None] + torch.arange(tokens, device=self.lengths[layer].device)
         slots = torch.arange(self.keys[layer].shape[2], device=at.device)
-        hidden = torch.zeros(len(at), len(slots), dtype=dtype, device=at.device)
-        return hidden.masked_fill_(slots > at[:, None], -torch.inf)[:, None, None]
+        hidden = torch.zeros(*at.shape, len(slots), dtype=dtype, device=at.device)
+        return hidden.masked_fill_(slots > at[..., None], -torch.inf)[:, None]
 
     def advance(self) -> None:
         """Count the token that every layer has just stored."""

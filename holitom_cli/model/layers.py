@@ -186,9 +186,9 @@ def _attended_on_gpu(
         cache.reserve(qkv, layer, (batch, qkv.shape[2] // width - heads >> 1, length, width))
     keys, values, at = cache.keys[layer], cache.values[layer], cache.lengths[layer]
     query = turn(qkv, rope, keys, values, torch.zeros_like(at) if prompt else at, heads)
-    if not prompt:
+    if not prompt and length == 1:
         return attend(query, keys, values, at)
-    known = keys[:, :, :length], values[:, :, :length]
+    known = (keys[:, :, :length], values[:, :, :length]) if prompt else (keys, values)
     return F.scaled_dot_product_attention(query, *known, mask, is_causal=mask is None, enable_gqa=True)
 
 

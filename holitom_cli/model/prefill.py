@@ -11,6 +11,7 @@ from torch import Tensor
 
 from holitom_cli.model.attention import attention_to_span, causal_mask
 from holitom_cli.model.cache import StaticCache
+from holitom_cli.model.kept import Kept
 from holitom_cli.model.layers import decoder_layer
 from holitom_cli.types import CacheView, LayerView, Reduction
 
@@ -44,6 +45,7 @@ def prefill(
     *,
     room: int = 0,
     evict: Evict | None = None,
+    kept: Kept | None = None,
 ) -> Prefill:
     """Run a prompt through the language model, with merges inside.
 
@@ -59,14 +61,21 @@ def prefill(
         reductions: {layer: what to merge just before it}.
         room: how many tokens to leave space for in the cache.
         evict: says which rows of the visual span, ascending, each layer's cache keeps.
+        kept: of an earlier prompt with the same reductions. Only what is new runs through the layers before them, and
+            is kept for the next prompt. Not with `evict`, which needs to see every layer.
     """
     layers = language_model.layers
     if absent := sorted(set(reductions) - set(range(len(layers)))):
         raise ValueError(f"a reduction before layer {absent[0]}, but the language model has {len(layers)} layers")
     cache = StaticCache(len(layers), room)
     prompt = _Prompt.start(language_model, embeds if embeds.dim() == 3 else embeds[None], range(span.start, span.stop))
-    entering, watched = prompt.hidden, _Watched([], [])
-    for index, layer in enumerate(layers):
+    entering, watched, first = prompt.hidden, _Watched([], []), 0
+    if kept:
+        if evict:
+            raise ValueError("a cache that is pruned behind the prompt cannot be kept")
+        prompt.hidden, entering = kept.read(language_model, entering, prompt.rope, prompt.span, cache)
+        first = kept.split
+    for index, layer in enumerate(layers[first:], first):
         if reduction := reductions.get(index):
             seen = _look(layers, index, reduction, prompt, entering, cache)
             prompt.reduce(index, *reduction.apply(LayerView(prompt.visual, seen, len(prompt.into))))
@@ -89,7 +98,7 @@ def _look(
         return attention_to_span(layers[index], prompt.hidden, prompt.rope, None, reduction, prompt.span)
     if index == 0:
         raise ValueError("a reduction before layer 0 cannot look at the layer before")
-    keys = cache.keys[index - 1][:, :, : entering.shape[1]]
+    keys = cache.keys[index - 1][:, :, : prompt.hidden.shape[1]]
     seen = attention_to_span(layers[index - 1], entering, prompt.rope, keys, reduction, prompt.span)
     return seen.to(prompt.hidden.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from holitom_cli import load_model, methods
 from holitom_cli.model import Model, kernels, layers, vision
 from holitom_cli.model.cache import RowCache
 from holitom_cli.model.decode import decode_one_token
+from holitom_cli.model.kept import Kept
 from holitom_cli.model.layers import _turned
 from holitom_cli.model.prefill import prefill
 
@@ -165,6 +167,25 @@ def test_a_prompt_and_an_answer(model: Model, plain: Plain, monkeypatch: pytest.
     assert (found[1:] - expected[:-1]).abs().max() > 1e-2  # control
     depth = model.checkpoint.depth
     assert calls == {"turn": 4 * depth, "attend": 3 * depth, "gated": 4 * depth}
+
+
+@torch.inference_mode()
+def test_a_prompt_that_goes_on(model: Model, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeds = drawn(40, model.info.shape.hidden) * 0.1
+    merge = dict(methods.get("holitom", inner_layer=2).reductions(model.checkpoint.depth))
+
+    def logits(length: int, kept: Kept | None = None) -> Tensor:
+        return prefill(
+            model.language_model, model.lm_head, embeds[:length], range(3, 18), merge, room=4, kept=kept
+        ).logits
+
+    kept = Kept(model.checkpoint.depth, merge)
+    first = logits(24, kept)
+    calls = counted(monkeypatch, "turn", "attend")
+    for length, runs in ((40, 0), (40, 2)):  # with one new token, the two kept layers attend as they do in an answer
+        torch.testing.assert_close(logits(length, kept), plain(partial(logits, length)), atol=1e-4, rtol=1e-4)
+        assert calls == {"turn": model.checkpoint.depth * (1 + (runs > 0))} | ({"attend": runs} if runs else {})
+    assert (logits(40, kept) - first).abs().max() > 1e-2  # control
 
 
 @torch.inference_mode()

@@ -1,0 +1,119 @@
+"""What a prompt leaves behind for the next one that begins like it: its video is read once, and so is every turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holitom_cli.model.attention import causal_mask
+from holitom_cli.model.cache import StaticCache
+from holitom_cli.model.layers import decoder_layer
+from holitom_cli.types import Reduction
+
+_BLOCK = 512  # buffers grow by as many tokens, so that few questions make them grow
+
+
+class Kept:
+    """Keys, values and states of a prompt in the layers before the first reduction.
+
+    What these layers make of a token depends on the tokens before it alone, so a prompt that begins with the same
+    tokens runs only its new ones through them. What the later layers make of a token depends, by way of the
+    reduction, on the last one of the prompt: they run anew. Where nothing is reduced, all layers are kept.
+
+    What is equal is found by comparing embeddings, so that a prompt about something else is simply read anew. The
+    cache of a prompt shares buffers with this: it is of use until the next prompt is read.
+    """
+
+    def __init__(self, depth: int, reductions: Mapping[int, Reduction]) -> None:
+        """To be used with prompts of one model of `depth` layers, and with these reductions alone."""
+        self.split = min(reductions, default=depth)  # the first layer that is not kept
+        self.reused = 0  # tokens of the last prompt that were not run again
+        self._looks_back = bool(reductions) and reductions[self.split].layer == "before"
+        self._cache = StaticCache(self.split, 0)
+        self._span = range(0)
+        self._embeds = self._leaving = self._entering = torch.empty(1, 0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held: buffers, the room for an answer included, and states."""
+        buffers = [*self._cache.keys, *self._cache.values]
+        return sum(tensor.nbytes for tensor in (*buffers, self._embeds, self._leaving, self._entering))
+
+    def read(
+        self, language_model: Any, embeds: Tensor, rope: tuple[Tensor, Tensor], span: range, cache: StaticCache
+    ) -> tuple[Tensor, Tensor]:
+        """Run what is new of a prompt through the kept layers.
+
+        Args:
+            language_model: a Qwen2 decoder.
+            embeds: (1, L, D) the whole prompt.
+            rope: cosines and sines (1, L, d).
+            span: the visual part.
+            cache: of all layers, empty; those that are kept get their keys and values, with its room behind them.
+
+        Returns:
+            The states that enter the first layer that is not kept (1, L, D), and of the layer before those behind the
+            visual part, (1, L - span.stop, D) if a reduction looks back at them, else none.
+        """
+        length = embeds.shape[1]
+        start = self._common(embeds, span)
+        self._forget(start, length, cache.room)
+        new, entering, mask = embeds[:, start:], embeds[:, start:], None
+        turned = (rope[0][:, start:], rope[1][:, start:])
+        for index, layer in enumerate(language_model.layers[: self.split]):
+            entering = new
+            if not start:
+                mask = causal_mask(language_model.config, entering)
+            elif mask is None or mask.device != self._cache.lengths[index].device:
+                mask = self._cache.mask(index, entering.dtype, entering.shape[1])
+            new = decoder_layer(layer, entering, turned, mask, self._cache)
+        self._remember(start, embeds, span, new, entering)
+        self._lend(cache, length)
+        return self._leaving, self._entering
+
+    def _common(self, embeds: Tensor, span: range) -> int:
+        """Tokens that are known already; the last one is run in any case, and the video is known whole or not."""
+        most = min(embeds.shape[1] - 1, self._embeds.shape[1])
+        if most <= span.stop or span != self._span:
+            return 0
+        differs = (embeds[0, :most] != self._embeds[0, :most]).any(-1)
+        same = int(differs.to(torch.uint8).argmax()) if bool(differs.any()) else most
+        return same if same > span.stop else 0
+
+    def _forget(self, start: int, length: int, room: int) -> None:
+        """Leave what the prompts share, and make room for a prompt of so many tokens and its answer."""
+        self.reused = start
+        self._embeds, self._leaving = self._embeds[:, :start], self._leaving[:, :start]
+        self._entering = self._entering[:, : max(0, start - self._span.stop)]
+        slots = length + room
+        whole_blocks = -(-slots // _BLOCK) * _BLOCK
+        if not start:  # buffers are made where the prompt is stored
+            self._cache = StaticCache(self.split, whole_blocks - length)
+            return
+        for index, keys in enumerate(self._cache.keys):
+            if keys.shape[2] < slots:
+                self._cache.room = whole_blocks - start
+                self._cache.keep(index, torch.arange(start, device=keys.device))
+            else:  # an answer that was no number would stay one behind a mask
+                keys[:, :, start:] = 0
+                self._cache.values[index][:, :, start:] = 0
+                self._cache.lengths[index].fill_(start)
+
+    def _remember(self, start: int, embeds: Tensor, span: range, leaving: Tensor, entering: Tensor) -> None:
+        self._leaving = torch.cat((self._leaving, leaving), 1) if start else leaving
+        if self._looks_back:
+            tail = entering[:, max(0, span.stop - start) :]
+            self._entering = torch.cat((self._entering, tail), 1) if start else tail.clone()
+        self._span, self._embeds = span, embeds
+
+    def _lend(self, cache: StaticCache, length: int) -> None:
+        """Show a prompt's cache the kept keys and values, as if it had stored them itself."""
+        lengths: dict[torch.device, Tensor] = {}
+        for index, keys in enumerate(self._cache.keys):
+            slots = length + cache.room
+            cache.keys[index], cache.values[index] = keys[:, :, :slots], self._cache.values[index][:, :, :slots]
+            place = keys.device
+            cache.lengths[index] = lengths.setdefault(place, torch.full((len(keys),), length, device=place))
