@@ -16,7 +16,6 @@ from holitom_cli.errors import reason
 
 _KEYS = 64  # that one program of decoding attention looks at
 _GROUP_ROWS = 16  # the fewest rows that tensor cores multiply
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 @cache
@@ -40,7 +39,13 @@ def _triton() -> Any:
 
 def runs_on(states: Tensor) -> bool:
     """Whether Triton's kernels are for these states; float32 keeps to plain torch, which tests compare with."""
-    return states.is_cuda and states.dtype in _HALVES and not trouble()
+    return states.is_cuda and states.dtype in _halves() and not trouble()
+
+
+@cache
+def _halves() -> tuple[torch.dtype, ...]:
+    """Number formats that this process's GPU multiplies; bfloat16 came with the A100."""
+    return (torch.float16, torch.bfloat16) if torch.cuda.get_device_capability() >= (8, 0) else (torch.float16,)
 
 
 def add_norm(states: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -218,3 +220,42 @@ def test_a_tower(model: Model, plain: Plain) -> None:
     found, expected = watched(), plain(watched)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - plain(lambda: watched(1))).abs().max() > 1e-2  # control
+
+
+# --- the compiler ----------------------------------------------------------------------------------
+
+COMPILED = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from holitom_cli.model import triton_kernels as kernels
+
+def built(kernel, types, **constants):
+    names = kernel.arg_names
+    signature = dict(zip(names, [*types, *["constexpr"] * len(constants)]))
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    for capability in (75, 80, 90):
+        made = compile(source, target=GPUTarget("cuda", capability, 32))
+        assert len(made.asm["cubin"]) > 1000
+        assert made.metadata.shared <= 64 * 1024  # what the oldest of them has
+
+half, single, slots = "*fp16", "*fp32", "*i64"
+built(kernels.add_norm, [half] * 6 + ["i32", "fp32"], BLOCK=2048)
+built(kernels.gated, [half, half, "i32"], BLOCK=1024)
+built(kernels.turn, [half] * 6 + [slots, "i32", "i32", "i32"], HEADS=28, KV_HEADS=4, HALF=64)
+shape = {"GROUP": 7, "ROWS": 16, "WIDTH": 128}
+kept = [single] * 3
+built(kernels.attend_part, [half] * 3 + [slots, *kept, "i32", "i32", "i32", "fp32"], **shape, KV_HEADS=4, BLOCK=64)
+built(kernels.attend_whole, [*kept, half, "i32"], **shape, BLOCK=128)
+sizes = {"TOKENS": 729, "ROWS": 64, "BLOCK": 64, "WIDTH": 128}
+built(kernels.received, [half, half, single, "i32", "i32", "i32", "i32", "fp32"], **sizes)
+"""
+
+
+def test_kernels_compile_for_old_and_new_cards(tmp_path: Path) -> None:
+    """No GPU is needed for it. The interpreter lets pass what the compiler does not, as annotations."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
