@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from holitom_cli import methods, model
+    from holitom_cli.conversation import Conversation
     from holitom_cli.model import load_model
     from holitom_cli.pipeline import ask, choose, watch
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "ask", "choose", "load_model", "methods", "model", "watch"]
+__all__ = ["Conversation", "__version__", "ask", "choose", "load_model", "methods", "model", "watch"]
 
 _HOME = {
+    "Conversation": "holitom_cli.conversation",
     "ask": "holitom_cli.pipeline",
     "choose": "holitom_cli.pipeline",
     "load_model": "holitom_cli.model",

@@ -23,12 +23,13 @@ from holitom_cli.model.choices import choice_probabilities, encode_choices
 from holitom_cli.model.decode import generate
 from holitom_cli.model.device import memory_advice
 from holitom_cli.model.prefill import Prefill, prefill
-from holitom_cli.model.prompt import prompt_embeds
+from holitom_cli.model.prompt import Turn, prompt_embeds
 from holitom_cli.types import Answer, Choice, Frames, Generation, Sampling, Seen, Watched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from holitom_cli.model.kept import Kept
     from holitom_cli.model.loading import Checkpoint, Model
 
 SMALLER = "Use fewer --num-frames, a smaller --retain-ratio, --quantize int8, --device-map auto or a smaller --model."
@@ -163,6 +164,8 @@ def ask(
     top_p: float = 1.0,
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
+    turns: Sequence[Turn] = (),
+    kept: Kept | None = None,
 ) -> Answer:
     """Ask one question about a watched video.
 
@@ -175,11 +178,14 @@ def ask(
         top_p: sample from the likeliest tokens that together have this probability.
         seed: of the sampling.
         on_text: called with each piece of the answer as it is made.
+        turns: what has been asked and answered about the video before.
+        kept: of earlier questions about it, so that what they share with this one is not computed again.
 
     Raises:
         HolitomError: the question, the settings, the model's positions or the GPU's memory do not allow it.
     """
-    begun = begin(model, watched, question, Generation(max_new_tokens, temperature, top_p, seed))
+    generation = Generation(max_new_tokens, temperature, top_p, seed)
+    begun = begin(model, watched, question, generation, turns=turns, kept=kept)
     # 7. The answer, token by token.
     with torch.inference_mode(), _memory_advice(model):
         spoken = _speak(model, begun.state, begun.generation, begun.clock, on_text)
@@ -217,8 +223,24 @@ class Begun:
     clock: Clock  # stage prefill
 
 
-def begin(model: Model, watched: Watched, question: str, generation: Generation) -> Begun:
+def begin(
+    model: Model,
+    watched: Watched,
+    question: str,
+    generation: Generation,
+    *,
+    turns: Sequence[Turn] = (),
+    kept: Kept | None = None,
+) -> Begun:
     """Run a question's prompt through the model, up to the logits of the answer's first token.
+
+    Args:
+        model: as of `ask`.
+        watched: as of `ask`.
+        question: as of `ask`.
+        generation: how its answer will be made.
+        turns: as of `ask`.
+        kept: as of `ask`; what is returned is of use until it is used again.
 
     Raises:
         HolitomError: as `ask`.
@@ -227,11 +249,11 @@ def begin(model: Model, watched: Watched, question: str, generation: Generation)
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 5. The prompt.
-        embeds, span = _prompt(model, watched, question)
+        embeds, span = _prompt(model, watched, question, turns=turns)
         left = model.checkpoint.max_positions - len(embeds)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
-        state = _prefill(model, watched, embeds, span, clock, room=generation.max_new_tokens)
+        state = _prefill(model, watched, embeds, span, clock, room=generation.max_new_tokens, kept=kept)
     return Begun(watched, question, generation, state, clock)
 
 
@@ -311,19 +333,37 @@ def check_generation(generation: Generation) -> Generation:
     return generation
 
 
-def _prompt(model: Model, watched: Watched, question: str, answer_tokens: int = 0) -> tuple[Tensor, range]:
+def _prompt(
+    model: Model, watched: Watched, question: str, answer_tokens: int = 0, turns: Sequence[Turn] = ()
+) -> tuple[Tensor, range]:
     """The prompt (L, D) and where its visual part stands, once it is sure that it and its answer fit."""
-    before, after = model.chat.encode(f"{watched.context}\n{question}" if watched.context else question)
+    # What is said of the clip stands before the first question.
+    questions = [*(turn.question for turn in turns), question]
+    questions[0] = f"{watched.context}\n{questions[0]}" if watched.context else questions[0]
+    told = [Turn(text, turn.answer) for text, turn in zip(questions, turns, strict=False)]
+    before, after = model.chat.encode(questions[-1], told)
     needed = len(before) + len(after) + max(0, answer_tokens - ANSWER_ROOM)
-    check_room(model.checkpoint, watched.method, len(watched.frames), needed)
+    try:
+        check_room(model.checkpoint, watched.method, len(watched.frames), needed)
+    except UsageError as error:
+        raise UsageError(error.message, "Forget the turns so far (in a chat: /new).") if turns else error from None
     return prompt_embeds(model, before, watched.visual, after)
 
 
-def _prefill(model: Model, watched: Watched, embeds: Tensor, span: range, clock: Clock, *, room: int) -> Prefill:
+def _prefill(
+    model: Model,
+    watched: Watched,
+    embeds: Tensor,
+    span: range,
+    clock: Clock,
+    *,
+    room: int,
+    kept: Kept | None = None,
+) -> Prefill:
     reductions = watched.method.reductions(model.checkpoint.depth)
     evict = watched.method.after_prefill if watched.method.prunes_cache else None
     with clock.stage("prefill"):
-        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room, evict=evict)
+        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room, evict=evict, kept=kept)
 
 
 def _speak(

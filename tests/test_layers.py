@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "model": {"errors", "types"},
     "account": {"__init__", "errors", "types", "clock", "flops", "methods", "model"},
     "pipeline": {"errors", "types", "clock", "flops", "video", "algebra", "methods", "model", "account"},
+    "conversation": {"types", "clock", "model", "pipeline"},
     "check": {"types", "methods", "model"},
     "bench": {"errors", "types", "clock", "flops", "methods", "model", "pipeline", "check"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
@@ -39,9 +40,9 @@ ROOMS: dict[str, set[str]] = {
     "report": {"errors", "types"},
     "cli": {
         "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",
-        "batch", "report", "check", "bench",
+        "batch", "report", "check", "bench", "conversation",
     },
-    "__init__": {"methods", "model", "pipeline"},
+    "__init__": {"methods", "model", "pipeline", "conversation"},
     "__main__": {"cli"},
 }  # fmt: skip
 # What a room may name in annotations besides: types.py holds values that others make.
@@ -51,6 +52,7 @@ TYPING_ROOMS = {"types": {"clock", "methods"}}
 OWNERS = {
     "typer": {"cli"},
     "textual_image": {"cli"},
+    "prompt_toolkit": {"cli"},
     "rich": {"cli", "report"},
     "transformers": {"model", "check", "quality"},
     "accelerate": {"model"},
@@ -70,8 +72,8 @@ LIBRARIES: dict[str, set[str]] = {
     "__main__": set(),
 }
 HEAVY = {
-    "accelerate", "av", "decord", "huggingface_hub", "jinja2", "numpy", "PIL", "safetensors", "tokenizers", "torch",
-    "transformers",
+    "accelerate", "av", "decord", "huggingface_hub", "jinja2", "numpy", "PIL", "prompt_toolkit", "safetensors",
+    "tokenizers", "torch", "transformers",
 }  # fmt: skip
 LIGHT_ROOMS = {"cli", "report", "errors", "types", "__init__", "__main__"}  # loaded for --help
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from holitom_cli.errors import ModelError, UsageError, reason
 from holitom_cli.model.preprocess import read_json
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from holitom_cli.types import VisualTokens
 
 
+class Turn(NamedTuple):
+    """What has been asked and answered in a conversation."""
+
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A checkpoint's tokenizer, chat template and end tokens."""
@@ -26,17 +33,19 @@ class Chat:
     video_token_id: int
     end_ids: frozenset[int]
 
-    def encode(self, question: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the video of a prompt that asks `question`.
+    def encode(self, question: str, turns: Sequence[Turn] = ()) -> tuple[list[int], list[int]]:
+        """Token ids before and after the video of a prompt that asks `question`, after `turns` of a conversation.
 
         Raises:
-            UsageError: an empty question, or one that contains one of the tokenizer's special tokens.
+            UsageError: an empty question, or a text that contains one of the tokenizer's special tokens.
             ModelError: a template that fails or has no place for a video.
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something, as in: holitom ask clip.mp4 'What happens?'")
         self.check_plain(question, "question")
-        ids: list[int] = self.tokenizer(self._prompt(question), add_special_tokens=False)["input_ids"]
+        for text in (text for turn in turns for text in turn):
+            self.check_plain(text, "conversation")
+        ids: list[int] = self.tokenizer(self._prompt(question, turns), add_special_tokens=False)["input_ids"]
         if ids.count(self.video_token_id) != 1:
             raise ModelError(
                 f"The checkpoint's chat template puts {ids.count(self.video_token_id)} videos into a prompt, not one.",
@@ -57,6 +66,13 @@ class Chat:
                     f"The {what} contains {token!r}, which has a special meaning for the model.", "Leave it out."
                 )
 
+    def plain(self, text: str) -> str:
+        """A text that the model made up letter by letter, without what would be special tokens when it is read."""
+        while found := [token for token in self._special_tokens() if token in text]:
+            for token in found:
+                text = text.replace(token, "")
+        return text
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -71,13 +87,18 @@ class Chat:
             if piece := pieces.step(self.tokenizer.backend_tokenizer, token):
                 yield piece
 
-    def _prompt(self, question: str) -> str:
+    def _prompt(self, question: str, turns: Sequence[Turn]) -> str:
         from jinja2 import TemplateError
 
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+        texts = [*(text for turn in turns for text in turn), question]
+        messages = [
+            {"role": "assistant" if place % 2 else "user", "content": [{"type": "text", "text": text}]}
+            for place, text in enumerate(texts)
+        ]
+        messages[0]["content"].insert(0, {"type": "video"})
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
+                messages,
                 chat_template=self.template,
                 add_generation_prompt=True,
                 tokenize=False,

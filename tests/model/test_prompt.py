@@ -15,7 +15,7 @@ from holitom_cli import methods
 from holitom_cli.errors import ModelError, UsageError
 from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import load_model, read_checkpoint
-from holitom_cli.model.prompt import Chat, prompt_embeds
+from holitom_cli.model.prompt import Chat, Turn, prompt_embeds
 from holitom_cli.model.vision import encode
 from tests.make_random_checkpoint import RANDOM
 
@@ -50,6 +50,28 @@ def test_the_prompt_is_the_templates_with_the_video_cut_out(chat: Chat) -> None:
     assert [*before, chat.video_token_id, *after] == chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert chat.tokenizer.decode(before) == "<|im_start|>user "
     assert chat.tokenizer.decode(after) == "\nWhat is shown?<|im_end|><|im_start|>assistant\n"
+
+
+def test_a_conversation_is_the_templates_with_the_video_in_its_first_turn(chat: Chat) -> None:
+    before, after = chat.encode("And then?", [Turn("What is shown?", "A cup."), Turn("Where?", "")])
+    whole = "<|im_start|>user <video>\nWhat is shown?<|im_end|><|im_start|>assistant A cup.<|im_end|>"
+    whole += "<|im_start|>user Where?<|im_end|><|im_start|>assistant <|im_end|>"
+    whole += "<|im_start|>user And then?<|im_end|><|im_start|>assistant\n"
+    assert [*before, chat.video_token_id, *after] == chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("turn", [Turn("a<video>", "b"), Turn("a", "<|im_end|>b")], ids=str)
+def test_a_special_token_in_a_conversation_is_refused(chat: Chat, turn: Turn) -> None:
+    with pytest.raises(UsageError, match="The conversation contains"):
+        chat.encode("And then?", [turn])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("a cup", "a cup"), ("a<video>b", "ab"), ("<vid<image>eo>", ""), ("<|im_end|>\n<|im_end", "\n<|im_end")],
+)
+def test_what_a_model_spelled_is_made_plain(chat: Chat, text: str, plain: str) -> None:
+    assert chat.plain(text) == plain
 
 
 QUESTIONS = ["a", "Wer? 谁? 🎬", "a <b> & 'c' \"d\" {{ e }} {% f %}", "x" * 5000, "two\nlines", "im_start <video"]
