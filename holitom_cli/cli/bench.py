@@ -184,7 +184,11 @@ def _measure(
         found = [runner.row(model, one, frames, plan, best) for one in results]
         runner.compare(found)
         rows += found
-    compared = _compared(model, ours, min(clips, key=len), plan, talk) if "stock" in against else None
+    compared = None
+    if "stock" in against:
+        fewest, results = min(zip(clips, timed, strict=True), key=lambda pair: len(pair[0]))
+        failed = [one.rival for one in results if one.error]  # as one whose number of tokens is too small
+        compared = _compared(model, [rival for rival in ours if rival not in failed], fewest, plan, talk)
     return Measured(model.info, asdict(best), compared, rows)
 
 

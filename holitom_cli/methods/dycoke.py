@@ -11,7 +11,7 @@ import torch
 from holitom_cli.algebra.merge import top_mask
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, spread, tokens_in
+from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of, spread, tokens_in
 from holitom_cli.methods.tools.tokens import keep, marked
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
@@ -26,8 +26,8 @@ class DyCoke(Method):
     then the third with the first; each keeps the int(keep * P) cells that are least cosine-similar. A budget is met
     exactly by sharing what is left behind the whole frames among the others, so it has to be at least a quarter.
 
-    Without the paper's second part, which prunes the cache while the answer is generated. The published code leaves
-    the third frame of the clip's last window whole; here it is thinned out as the paper says.
+    The paper's second part prunes the cache while the answer is generated: `dycoke+dycoke-cache`. The published code
+    leaves the third frame of the clip's last window whole; here it is thinned out as the paper says.
     """
 
     status: ClassVar[str] = "simplified"
@@ -44,6 +44,8 @@ class DyCoke(Method):
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Pick N of the F * P tokens (F, P, D) -> (N, D)."""
         frames, patches, _ = video.tokens.shape
+        if self.retain_ratio is not None:
+            _check_share(share_of(self.retain_ratio, frames, patches))
         counts = self._counts(frames, patches)
         number = torch.arange(frames, device=video.tokens.device)
         against = torch.where(number % _WINDOW_FRAMES == 2, number - 2, number - 1).clamp_min(0)
@@ -54,12 +56,8 @@ class DyCoke(Method):
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:  # noqa: ARG002  # it acts before the model alone
         """Nothing inside; a budget that cannot be met is refused here, before anything is read."""
-        small = self.retain_ratio is not None and tokens_in(self.retain_ratio) is None
-        if small and float(self.retain_ratio or 0) < 1 / _WINDOW_FRAMES:
-            raise MethodError(
-                f"DyCoke cannot keep {float(self.retain_ratio or 0):.1%}: one frame of {_WINDOW_FRAMES} stays whole.",
-                "Ask for 25% or more.",
-            )
+        if self.retain_ratio is not None and tokens_in(self.retain_ratio) is None:
+            _check_share(float(self.retain_ratio))
         return {}
 
     def most_tokens(self, frames: int, patches: int) -> int:
@@ -77,3 +75,10 @@ class DyCoke(Method):
             shares = spread(max(0, wanted), thinned)
         others = iter(shares)
         return [patches if frame % _WINDOW_FRAMES == 0 else next(others) for frame in range(frames)]
+
+
+def _check_share(share: float) -> None:
+    if share < 1 / _WINDOW_FRAMES:
+        raise MethodError(
+            f"DyCoke cannot keep {share:.1%}: one frame of {_WINDOW_FRAMES} stays whole.", "Ask for 25% or more."
+        )

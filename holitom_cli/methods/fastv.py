@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, check, check_ratio, inner_layer, share_of, tokens_in
+from holitom_cli.methods.tools.settings import Share, check, check_depth, check_ratio, share_of, tokens_in
 from holitom_cli.methods.tools.tokens import keep_all, keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
@@ -49,7 +49,7 @@ class FastV(Method):
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Drop once, by the last prompt token's attention in the layer before."""
-        inner_layer(self.layer, depth, 0)
+        check_depth("layer", self.layer, depth)
         if self.retain_ratio is not None and tokens_in(self.retain_ratio) is None:
             self._share(depth, 0)  # raises where that is too little
         return {self.layer: Reduction(partial(self._drop, depth))}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from holitom_cli.bench import agreement, rivals
-from holitom_cli.methods import available
+from holitom_cli.methods import available, name_of
 from tests.make_random_checkpoint import RANDOM
 from tests.program import Invoke
 
@@ -63,6 +63,21 @@ def test_all_leaves_out_what_cannot_keep_so_few(invoke: Invoke) -> None:
     assert left_out == set(available()) - rivals >= {"dycoke", "pyramiddrop"}
     named = invoke(*SMALL, "--methods", "holitom,dycoke", *alone)
     named.sentence(2, "DyCoke cannot keep 10.0%")  # control: what was asked for by name is not left out
+
+
+def test_a_number_of_tokens_too_small_for_a_method_is_a_row_and_ends_nothing(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(agreement, "graph_with_plain", lambda _, method, *__: compared.append(name_of(method)))
+    done = invoke(*SMALL, "--methods", "all", "--budgets", "60t", "-o", "jsonl")
+    assert done.code == 0, done.err
+    rows = {row["rival"]: row for row in map(json.loads, done.out.splitlines())}
+    assert set(rows) == {*available(), "stock"}
+    failed = {name for name, row in rows.items() if "stages" not in row}
+    assert failed >= {"dycoke", "dycoke-cache", "fastv", "pyramiddrop"}
+    assert "cannot average 15.3% of the visual tokens" in rows["fastv"]["error"]["message"]
+    assert set(compared) == set(available()) - failed  # with a graph, which there is on a GPU alone
 
 
 def test_every_format_holds_the_same_rows(invoke: Invoke) -> None:

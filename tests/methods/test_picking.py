@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from holitom_cli import methods
+from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
 from holitom_cli.methods.tools.settings import spread
 from holitom_cli.types import VideoFeatures, VisualTokens
@@ -192,6 +193,13 @@ def test_dycoke_meets_a_budget_exactly(budget: str) -> None:
     video, method = features(SHAPES[4]), methods.at_budget("dycoke", budget)
     wanted = int(budget[:-1]) if budget.endswith("t") else round(int(budget) / 100 * 792)
     assert len(method.compress(video)) == max(wanted, 6 * 36)  # every fourth frame is whole
+
+
+def test_dycoke_refuses_fewer_tokens_than_its_whole_frames_have() -> None:
+    video = features(SHAPES[4])
+    assert len(methods.at_budget("dycoke", "216t").compress(video)) == 216
+    with pytest.raises(MethodError, match=r"DyCoke cannot keep 24\.0%"):
+        methods.at_budget("dycoke", "190t").compress(video)
 
 
 def test_evs_never_keeps_less_than_a_frame() -> None:

@@ -120,12 +120,20 @@ def inner_layer(layer: int | str, depth: int, auto: float) -> int | None:
     if layer == "off":
         return None
     number = round(depth * auto) if layer == "auto" else int(layer)
-    if not 1 <= number < depth:
-        raise MethodError(
-            f"Setting inner_layer is {number}, but this language model has {depth} layers.",
-            f"Use 1 to {depth - 1}, auto or off.",
-        )
+    check_depth("inner_layer", number, depth, ", auto or off")
     return number
+
+
+def check_depth(name: str, layer: int, depth: int, others: str = "") -> None:
+    """Refuse a layer that a language model of `depth` layers has not, or its very first; `others` may be given instead.
+
+    Raises:
+        MethodError: it is one.
+    """
+    if not 1 <= layer < depth:
+        raise MethodError(
+            f"Setting {name} is {layer}, but this language model has {depth} layers.", f"Use 1 to {depth - 1}{others}."
+        )
 
 
 def check(holds: bool, name: str, value: object, wanted: str) -> None:
