@@ -58,6 +58,7 @@ class VideoInfo:
 
 
 DEFAULT_FRAMES = 32
+MOST_FPS = 1_000_000  # more than any clip has, and far from what overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,9 @@ def _check_sampling(sampling: Sampling) -> None:
     for name, number in (("num-frames", sampling.num_frames), ("max-frames", sampling.max_frames)):
         if number is not None and number < 1:
             raise UsageError(f"{number} frames were asked for.", f"Use --{name} 1 or more.")
-    if sampling.fps is not None and not 0 < sampling.fps < math.inf:
-        raise UsageError(f"{sampling.fps:g} frames a second cannot be taken.", "Use --fps with a number above 0.")
+    if sampling.fps is not None and not 0 < sampling.fps <= MOST_FPS:
+        hint = f"Use --fps with a number above 0, at most {MOST_FPS:,}."
+        raise UsageError(f"{sampling.fps:g} frames a second cannot be taken.", hint)
     for bound in (sampling.start_seconds, sampling.end_seconds, *sampling.at_seconds):
         if bound is not None and not math.isfinite(bound):
             raise UsageError(f"{bound} is no time in a clip.", "Give seconds, or minutes as in 1:30.")

@@ -105,9 +105,11 @@ def _range(sampling: Sampling, clip: Timeline) -> tuple[int, int, list[str]]:
     for name, bound in (("starts", start), ("ends", end)):
         if bound is not None and not 0 <= bound <= length:
             notes.append(f"The range {name} at {bound:.1f} s, but the clip's frames are from 0.0 to {length:.1f} s.")
+    if start is not None and end is not None and end < start:  # known only now: one of them is from the end
+        notes.append(f"The range is empty in this clip: it starts at {start:.1f} s and ends at {end:.1f} s.")
     first = 0 if start is None else min(bisect_left(clip.seconds, start - 1e-9), len(clip.seconds) - 1)
     last = clip.total - 1 if end is None else _shown_at(clip, end)
-    return first, max(first, last), notes
+    return min(first, last), last, notes  # a range in which no frame begins has the one that is on the screen
 
 
 def _at(wanted: Sequence[float], clip: Timeline) -> Picked:
@@ -125,11 +127,16 @@ def _at(wanted: Sequence[float], clip: Timeline) -> Picked:
 
 
 def _steady(sampling: Sampling, clip: Timeline, first: int, last: int) -> list[int]:
-    """The frames shown at a steady rate between two frames."""
-    last = min(last, len(clip.seconds) - 1)
-    begin, end, rate = clip.seconds[first], clip.seconds[last], sampling.fps or 1.0
-    times = (begin + step / rate for step in range(math.floor((end - begin) * rate + 1e-9) + 1))
-    return sorted({max(first, _shown_at(clip, seconds)) for seconds in times})
+    """The frames shown at a steady rate between two frames: as many steps as frames, whatever the rate."""
+    shown = clip.seconds[first : last + 1]
+    begin, end, rate = shown[0], shown[-1], sampling.fps or 1.0
+
+    def holds_instant(since: float, until: float) -> bool:
+        step = max(0, math.ceil((since - begin - 1e-9) * rate))
+        return begin + step / rate < until - 1e-9
+
+    frames = zip(shown, [*shown[1:], end + 2e-9], strict=True)  # the last one only where an instant meets it
+    return [first + place for place, (since, until) in enumerate(frames) if holds_instant(since, until)]
 
 
 def _to_keys(indices: list[int], notes: list[str], clip: Timeline, first: int, last: int) -> Picked:

@@ -56,12 +56,14 @@ JUMPY = Timeline([0.0, 0.1, 0.2, 5.0, 5.1, 9.0], [0, 3], 6)
         ({"fps": 1, "max_frames": 4}, STEADY, [0, 30, 60, 90]),
         ({"fps": 1}, JUMPY, [0, 2, 3, 4, 5]),  # what is on the screen at 0, 1, ... 9 s
         ({"fps": 1000}, JUMPY, [*range(6)]),
+        ({"fps": 1e6}, Timeline([0.0, 3e6, 6e6], [0], 3), [0, 1, 2]),  # in a moment: 6e12 instants are not walked
         ({"fps": 0.01}, STEADY, [0]),
         ({"num_frames": 3, "start_seconds": 2}, STEADY, [20, 59, 99]),
         ({"num_frames": 3, "start_seconds": 2, "end_seconds": 4}, STEADY, [20, 30, 40]),
         ({"num_frames": 2, "start_seconds": -1.0}, STEADY, [89, 99]),
         ({"num_frames": 2, "start_seconds": 1.04, "end_seconds": 1.36}, STEADY, [11, 13]),
         ({"num_frames": 2, "start_seconds": 0.15, "end_seconds": 6}, JUMPY, [2, 4]),
+        ({"num_frames": 2, "start_seconds": 1, "end_seconds": 4}, JUMPY, [2]),  # on the screen; the next one is at 5 s
         ({"fps": 2, "start_seconds": 1, "end_seconds": 2}, STEADY, [10, 15, 20]),
         ({"at_seconds": (3.0, 1.05, -0.1)}, STEADY, [10, 30, 98]),
         ({"at_seconds": (4.9,)}, JUMPY, [2]),
@@ -84,6 +86,7 @@ def test_ways_of_sampling(wish: dict[str, Any], clip: Timeline, indices: list[in
         ({"num_frames": 2, "end_seconds": 60}, [0, 99], "The range ends at 60.0 s, but the clip's frames are from 0.0"),
         ({"num_frames": 1, "start_seconds": 60}, [99], "The range starts at 60.0 s"),
         ({"num_frames": 1, "start_seconds": -60}, [0], "The range starts at -50.1 s"),
+        ({"num_frames": 1, "start_seconds": 6, "end_seconds": -6}, [39], "starts at 6.0 s and ends at 3.9 s"),
         ({"at_seconds": (1, 77)}, [10, 99], "There is no frame at 77.0 s: the clip's are from 0.0 to 9.9 s"),
         ({"at_seconds": (1, 1.01)}, [10], "2 times name 1 different frames."),
         ({"fps": 5, "max_frames": 2}, [0, 98], "50 frames (5 a second) are too many: 2 are spread evenly."),
@@ -107,6 +110,7 @@ def test_what_is_as_it_was_asked_for_needs_no_word() -> None:
         ({"num_frames": 0}, "0 frames were asked for"),
         ({"fps": 0}, "0 frames a second cannot be taken"),
         ({"fps": math.nan}, "nan frames a second"),
+        ({"fps": 1e308}, "1e[+]308 frames a second"),
         ({"start_seconds": math.inf}, "inf is no time"),
         ({"start_seconds": 5, "end_seconds": 5}, "from 5 s to 5 s is empty"),
         ({"start_seconds": -5, "end_seconds": -9}, "is empty"),
