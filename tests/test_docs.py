@@ -338,7 +338,8 @@ def test_every_module_named_exists() -> None:
 def test_every_module_is_named() -> None:
     text = ARCHITECTURE.read_text(encoding="utf-8")
     modules = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")]
-    names = [path.relative_to(PACKAGE).as_posix() for path in modules if path.parent.name != "cli"]
+    # docs/cli.md has the commands, and docs/methods.md the methods, of which a clone may have its own.
+    names = [path.relative_to(PACKAGE).as_posix() for path in modules if path.parent.name not in ("cli", "methods")]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
