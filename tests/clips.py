@@ -86,7 +86,8 @@ def make(
             picture = av.VideoFrame.from_ndarray(paint(number), format="rgb24")
             picture.pts = number if ticks is None else ticks[number]
             picture.time_base = base
-            container.mux(stream.encode(of_fields(picture.reformat(format=pix_fmt), first_field) if first_field else picture))
+            whole = of_fields(picture.reformat(format=pix_fmt), first_field) if first_field else picture
+            container.mux(stream.encode(whole))
         container.mux(stream.encode(None))
     return path
 

@@ -108,7 +108,7 @@ def test_the_documented_page_has_its_place() -> None:
 
 
 def test_the_picture_has_a_line_for_each_method_and_full_as_a_level() -> None:
-    common = {"stderr": 0.01}
+    common: dict[str, Any] = {"stderr": 0.01}
     results = [
         common | {"method": "full", "budget": 100, "accuracy": 0.99},
         *(common | {"method": "uniform", "budget": budget, "accuracy": 0.8} for budget in (25, 5)),

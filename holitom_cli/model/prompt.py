@@ -91,7 +91,7 @@ class Chat:
         from jinja2 import TemplateError
 
         texts = [*(text for turn in turns for text in turn), question]
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "assistant" if place % 2 else "user", "content": [{"type": "text", "text": text}]}
             for place, text in enumerate(texts)
         ]

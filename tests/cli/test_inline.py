@@ -116,7 +116,7 @@ def check_alike(strip: Image.Image, home: Path, clip: Path) -> None:
     assert apart.argmin(axis=1).tolist() == [0, 1, 2, 3]  # each is most like its own
 
 
-COMMAND = [PROGRAM, "ask", "clip.mp4", "What is there?", *FAST, "--inline", "--no-cache"]
+COMMAND: list[str | Path] = [PROGRAM, "ask", "clip.mp4", "What is there?", *FAST, "--inline", "--no-cache"]
 
 
 @pytest.fixture
