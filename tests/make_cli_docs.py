@@ -23,7 +23,8 @@ Every option with a variable takes its value from there when it is not given, el
 configuration directory (`holitom doctor` names it), where the keys are the options of `ask` and `batch` without their
 dashes: `retain-ratio = 0.2`. An option beats the variable, the variable beats the file.
 
-Exit codes: 0 fine, 1 it failed, 2 wrong usage, 3 a batch or an evaluation with failed items, 130 interrupted.
+Exit codes: 0 fine, 1 it failed, 2 wrong usage, 3 a batch or an evaluation with failed items, or a chat
+with a failed line that was piped, 130 interrupted.
 """
 
 

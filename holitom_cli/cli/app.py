@@ -12,6 +12,7 @@ from holitom_cli.cli.ask import ask
 from holitom_cli.cli.batch import batch
 from holitom_cli.cli.bench import bench
 from holitom_cli.cli.cache import cache
+from holitom_cli.cli.chat import chat
 from holitom_cli.cli.compare import compare
 from holitom_cli.cli.config import defaults
 from holitom_cli.cli.demo import demo
@@ -30,8 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # From the user's config file; a broken one leaves the other commands alone.
-TAKE_DEFAULTS = ("ask", "compare", "batch", "eval")
-for _command in (demo, ask, compare, batch):
+TAKE_DEFAULTS = ("ask", "chat", "compare", "batch", "eval")
+for _command in (demo, ask, chat, compare, batch):
     app.command()(_command)
 app.command("eval")(evaluate)
 for _command in (bench, methods, doctor, pull, cache):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +35,8 @@ from holitom_cli.types import Generation, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.cli.inline import Painter
-    from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
-    from holitom_cli.types import Answer, Frames
+    from holitom_cli.types import Answer
 
 _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
 
@@ -120,13 +120,14 @@ def ask(
         brief, quiet_talk = replace(answer, max_new_tokens=_WARM_UP_TOKENS), Talk(quiet=True)
         with talk.busy("Warming up, so that both are timed alike"):
             for rival in rivals:
-                _answers(loaded, _watch(loaded, frames, rival, quiet_talk), asked[:1], given, brief, quiet_talk)
+                _answers(loaded, session.watch(loaded, frames, rival, quiet_talk), asked[:1], given, brief, quiet_talk)
     stream = not (json or no_stream)
-    seen = Watched(*known, chosen, Clock(loaded.device)) if known else _watch(loaded, frames, chosen, talk)
+    seen = Watched(*known, chosen, Clock(loaded.device)) if known else session.watch(loaded, frames, chosen, talk)
     if shelf and not known:
         shelf.keep(seen, talk)
-    answers = _answers(loaded, _tell(seen, lines, told.time_instruction), asked, given, answer, talk, stream=stream)
-    everything = _tell(_watch(loaded, frames, rivals[1], talk), lines, told.time_instruction) if baseline else None
+    seen = session.tell(seen, lines, told)
+    answers = _answers(loaded, seen, asked, given, answer, talk, stream=stream)
+    everything = session.tell(session.watch(loaded, frames, rivals[1], talk), lines, told) if baseline else None
     full = _answers(loaded, everything, asked, given, answer, talk) if everything else []
     # 4. The report.
     if json:
@@ -152,20 +153,6 @@ def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Pa
     return paint
 
 
-def _watch(model: Model, frames: Frames, method: Method, talk: Talk) -> Watched:
-    from holitom_cli import pipeline
-
-    with talk.busy("Watching"):
-        return pipeline.watch(model, frames, method=method)
-
-
-def _tell(watched: Watched, lines: Sequence[tuple[float, float, str]], time_instruction: bool) -> Watched:
-    from holitom_cli import pipeline
-
-    timed = pipeline.tell_times(watched) if time_instruction else watched
-    return pipeline.tell_subtitles(timed, lines)
-
-
 def _answers(
     model: Model,
     watched: Watched,
@@ -182,19 +169,12 @@ def _answers(
     for question in questions:
         if stream and len(questions) > 1:
             talk.say(Text(f"{visible(question)}", "bold"))
-        with talk.busy("Answering") as done:
-
-            def show(piece: str, done: Callable[[], None] = done) -> None:
-                done()
-                write(piece)
-
-            if choices:
-                answers.append(pipeline.choose(model, watched, question, choices))
-            else:
-                listen = show if stream else None
-                answers.append(pipeline.ask(model, watched, question, **asdict(options), on_text=listen))
-        if stream and choices:
-            write(answers[-1].text)
+        if not choices:
+            asking = partial(pipeline.ask, model, watched, question, **asdict(options))
+            answers.append(session.answered(asking, talk, aloud=stream))
+            continue
+        with talk.busy("Answering"):
+            answers.append(pipeline.choose(model, watched, question, choices))
         if stream:
-            write("\n")
+            write(f"{answers[-1].text}\n")
     return answers

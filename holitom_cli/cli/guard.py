@@ -51,6 +51,30 @@ def first_interrupt(call: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def interrupt_stops() -> Iterator[None]:
+    """Let the first Ctrl-C break off what runs inside, by KeyboardInterrupt; the second one ends the program."""
+
+    def stop() -> None:
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while _patient.is_set() and time.monotonic() < deadline:  # the thread that would end the program hears of it
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    with first_interrupt(stop):
+        yield
+
+
+@contextmanager
+def signals_are_lent() -> Iterator[None]:
+    """Give a library that has an event loop of its own the wake-up socket, and take it back."""
+    ours = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+
+
 def end_at_once() -> NoReturn:
     """Exit as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
     with suppress(OSError, ValueError):

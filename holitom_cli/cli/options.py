@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -135,8 +135,8 @@ class SamplingOptions:
             num_frames=video.num_frames if counted else None,
             fps=self.fps,
             max_frames=self.max_frames,
-            start_seconds=_seconds("--start", self.start),
-            end_seconds=_seconds("--end", self.end),
+            start_seconds=as_seconds("--start", self.start),
+            end_seconds=as_seconds("--end", self.end),
             at_seconds=_times(self.frames_at),
             keyframes=self.sampling is SamplingWay.keyframes,
         )
@@ -144,10 +144,10 @@ class SamplingOptions:
 
 def _times(text: str | None) -> tuple[float, ...]:
     parts = [] if text is None else text.split(",")
-    return tuple(seconds for part in parts if (seconds := _seconds("--frames-at", part)) is not None)
+    return tuple(seconds for part in parts if (seconds := as_seconds("--frames-at", part)) is not None)
 
 
-def _seconds(option: str, text: str | None) -> float | None:
+def as_seconds(option: str, text: str | None) -> float | None:
     """90, 1:30, 1:01:30.5 or -10 as seconds."""
     if text is None:
         return None
@@ -276,13 +276,22 @@ class MethodOptions:
         return methods.get(self.method, preset=preset, **{**given, **self._pairs()})
 
     def _pairs(self) -> dict[str, str]:
-        pairs = {}
-        for pair in self.set or []:
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise UsageError(f"--set {pair!r} is not KEY=VALUE.", "As in: --set tau=0.8")
-            pairs[key.strip().replace("-", "_")] = value.strip()
-        return pairs
+        return split_pairs("--set", self.set or [])
+
+
+def split_pairs(option: str, pairs: Iterable[str]) -> dict[str, str]:
+    """Settings by name.
+
+    Raises:
+        UsageError: one is not KEY=VALUE.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{option} {pair!r} is not KEY=VALUE.", f"As in: {option} tau=0.8")
+        values[key.strip().replace("-", "_")] = value.strip()
+    return values
 
 
 def _budget_counts(context: typer.Context, given: Mapping[str, object]) -> bool:

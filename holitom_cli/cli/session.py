@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from holitom_cli.cli.console import Talk
-from holitom_cli.cli.options import CacheOptions, ModelOptions, VideoOptions
+from holitom_cli.cli.console import Talk, write
+from holitom_cli.cli.options import CacheOptions, ContextOptions, ModelOptions, VideoOptions
 from holitom_cli.errors import UsageError, reason
 from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import budget, size
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from holitom_cli.methods.tools.variants import Variant
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
-    from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
+    from holitom_cli.types import Answer, Frames, Sampling, VisualTokens, Watched
 
 _LOOK_SECONDS = 0.2
 _SMALL = 50_000_000  # parameters
@@ -136,6 +136,44 @@ def load_and_read(
             return model, reading.result()
 
 
+def watch(model: Model, frames: Frames, method: Method, talk: Talk) -> Watched:
+    """Encode and compress decoded frames."""
+    from holitom_cli import pipeline
+
+    with talk.busy("Watching"):
+        return pipeline.watch(model, frames, method=method)
+
+
+def tell(watched: Watched, lines: Sequence[tuple[float, float, str]], told: ContextOptions) -> Watched:
+    """The same, with what the model is told of a clip besides the question."""
+    from holitom_cli import pipeline
+
+    timed = pipeline.tell_times(watched) if told.time_instruction else watched
+    return pipeline.tell_subtitles(timed, lines)
+
+
+def answered(ask: Callable[..., Answer], talk: Talk, *, aloud: bool) -> Answer:
+    """The answer of what is called with `on_text`; aloud it is written as it comes, and so far as it came."""
+    said = False
+    with talk.busy("Answering") as done:
+
+        def show(piece: str) -> None:
+            nonlocal said
+            done()
+            said = True
+            write(piece)
+
+        try:
+            answer = ask(on_text=show if aloud else None)
+        except KeyboardInterrupt:
+            if said:
+                write("\n")
+            raise
+    if aloud:
+        write("\n")
+    return answer
+
+
 def subtitle_lines(file: str, source: str | None, options: VideoOptions) -> list[tuple[float, float, str]]:
     """The clip's subtitles from where they were asked for; none where they were not.
 
@@ -234,7 +272,7 @@ def read_questions(single: str | None, several: Sequence[str] | None, file: Path
     if not asked:
         raise UsageError("There is no question.", _EXAMPLE)
     for question in asked:
-        _check(question)
+        check_question(question)
     return asked
 
 
@@ -253,7 +291,12 @@ def _from_file(file: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _check(question: str) -> None:
+def check_question(question: str) -> None:
+    """Refuse what is no question.
+
+    Raises:
+        UsageError: it is empty, or no text.
+    """
     if not question.strip():
         raise UsageError("A question is empty.", _EXAMPLE)
     try:

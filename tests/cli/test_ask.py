@@ -78,7 +78,7 @@ def test_without_streaming_the_answer_is_the_same(invoke: Invoke, demo_clip: Pat
 
 
 def test_streaming_writes_pieces_as_they_come(invoke: Invoke, demo_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from holitom_cli.cli import ask, console
+    from holitom_cli.cli import ask, console, session
 
     pieces: list[str] = []
 
@@ -86,7 +86,8 @@ def test_streaming_writes_pieces_as_they_come(invoke: Invoke, demo_clip: Path, m
         pieces.append(text)
         console.write(text)
 
-    monkeypatch.setattr(ask, "write", listen)
+    for module in (ask, session):
+        monkeypatch.setattr(module, "write", listen)
     streamed = invoke("ask", demo_clip, QUESTION, *FAST)
     assert len(pieces) > 2
     assert "".join(pieces) == streamed.out
