@@ -268,9 +268,10 @@ def test_control_a_public_name_loads_torch() -> None:
 
 def test_public_names_come_from_their_rooms() -> None:
     import holitom_cli
-    from holitom_cli import methods, model, pipeline
+    from holitom_cli import conversation, methods, model, pipeline
     from holitom_cli.model import loading
 
+    assert holitom_cli.Conversation is conversation.Conversation
     assert holitom_cli.load_model is loading.load_model
     assert (holitom_cli.ask, holitom_cli.watch) == (pipeline.ask, pipeline.watch)
     assert holitom_cli.choose is pipeline.choose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,6 +81,8 @@ def chat(
     setup = Setup(told, video, kept, model)
     room = _prepare(setup, view, generation, talk)
     at_a_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_a_terminal:
+        talk.say(Text("Ask something. /help lists the commands, Ctrl-D leaves.", "dim"))
     lines = _typed(_history(data_dir, talk)) if at_a_terminal else _piped()
     failed = False
     for line in filter(str.strip, lines):
@@ -162,6 +164,13 @@ def _history(data_dir: Path | None, talk: Talk) -> History:
     """What was typed earlier, in a file that only its user can read; in memory alone where there can be no file."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class Patient(FileHistory):
+        """A line that cannot be written, as on a full disk, is asked all the same."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError, UnicodeError):
+                super().store_string(string)
+
     folder = (data_dir or Path.home() / _DATA.get(sys.platform, ".local/share")) / "holitom"
     file = folder / "chat-history"
     try:
@@ -171,4 +180,4 @@ def _history(data_dir: Path | None, talk: Talk) -> History:
     except OSError as error:
         talk.insist(warning_line(f"What is typed will not be remembered: {file}: {reason(error)}."))
         return InMemoryHistory()
-    return FileHistory(str(file))
+    return Patient(str(file))

@@ -146,8 +146,12 @@ class Room:
         """Report on the last answer, and on what is kept for the next one."""
         last, talking = self._answered()[-1], self._talking()
         self._talk.insist(report([last]))
-        known = f"{count(talking.reused_tokens)} of its prompt's {counted(last.tokens.prompt, 'token')} were known"
-        self._talk.insist(Text(f"Kept for the next question: {size(talking.kept_bytes)}. {known} from before."))
+        known = (
+            f"{count(talking.reused_tokens)} of its prompt's {counted(last.tokens.prompt, 'token')} were known before"
+        )
+        self._talk.insist(
+            Text(f"Kept for the next question: {size(talking.kept_bytes)}. {known}; FLOPs count them all.")
+        )
 
     def report(self, what: str) -> None:
         """Write a page about the answers on what is seen now."""

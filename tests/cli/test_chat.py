@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from holitom_cli.cli.chat import _history
+from holitom_cli.cli.console import Talk
 from holitom_cli.cli.guard import signals_are_lent
 from holitom_cli.cli.room import COMMANDS
 from tests.make_random_checkpoint import RANDOM
@@ -374,6 +376,17 @@ def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     with typing(tmp_path, *FAST, "--data-dir", "file") as typist:
         typist.until("What is typed will not be remembered")
         typist.until(PROMPT)
+
+
+def test_a_line_that_cannot_be_remembered_is_asked_all_the_same(tmp_path: Path) -> None:
+    history = _history(tmp_path, Talk(quiet=True))
+    history.append_string("first")
+    (file,) = tmp_path.rglob("chat-history")
+    assert "+first" in file.read_text(encoding="utf-8")
+    file.unlink()
+    file.mkdir()
+    history.append_string("second")
+    assert list(history.get_strings())[-1] == "second"
 
 
 @needs_terminals

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holitom_cli import methods
 from holitom_cli.model.decode import decode_one_token
+from holitom_cli.model.kept import Kept
 from holitom_cli.model.loading import Model, load_model
 from holitom_cli.model.prefill import prefill
 from holitom_cli.model.prompt import prompt_embeds
@@ -46,6 +47,23 @@ def logits(model: Model, inner_layer: int | str) -> Tensor:
 @pytest.fixture(scope="module")
 def whole(tiny_checkpoint: Path) -> Tensor:
     return logits(load_model(tiny_checkpoint, device="cpu", dtype="float32"), 2)
+
+
+def test_what_is_kept_of_a_prompt_is_spread_too(tiny_checkpoint: Path) -> None:
+    whole = load_model(tiny_checkpoint, device="cpu", dtype="float32")
+    spread = load_model(tiny_checkpoint, device="cpu", dtype="float32", device_map=SPREAD)
+    embeds = torch.randn(40, whole.info.shape.hidden, generator=torch.Generator().manual_seed(0))
+    plan = methods.get("holitom", inner_layer=2).reductions(4)
+
+    def last(model: Model, length: int, kept: Kept | None = None) -> Tensor:
+        parts = model.language_model, model.lm_head, embeds[:length], range(3, 20)
+        return prefill(*parts, plan, room=STEPS, kept=kept).logits
+
+    kept = Kept(4, plan)
+    first = last(spread, 30, kept)
+    assert (last(spread, 40, kept) - last(whole, 40)).abs().max() <= 1e-4
+    assert kept.reused == 30
+    assert (first - last(whole, 40)).abs().max() > 1e-2  # control
 
 
 def offloaded(model: Model) -> list[str]:
