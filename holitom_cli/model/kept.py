@@ -80,14 +80,15 @@ class Kept:
         if most <= span.stop or span != self._span:
             return 0
         differs = (embeds[0, :most] != self._embeds[0, :most]).any(-1)
-        same = int(differs.to(torch.uint8).argmax()) if bool(differs.any()) else most
+        same = int(torch.cat((differs, differs.new_ones(1))).to(torch.uint8).argmax())
         return same if same > span.stop else 0
 
     def _forget(self, start: int, length: int, room: int) -> None:
         """Leave what the prompts share, and make room for a prompt of so many tokens and its answer."""
         self.reused = start
-        self._embeds, self._leaving = self._embeds[:, :start], self._leaving[:, :start]
+        known, self._leaving = self._embeds[:, :start], self._leaving[:, :start]
         self._entering = self._entering[:, : max(0, start - self._span.stop)]
+        self._embeds = known[:, :0]  # should this be interrupted, nothing is known
         slots = length + room
         whole_blocks = -(-slots // _BLOCK) * _BLOCK
         if not start:  # buffers are made where the prompt is stored
@@ -101,6 +102,7 @@ class Kept:
                 keys[:, :, start:] = 0
                 self._cache.values[index][:, :, start:] = 0
                 self._cache.lengths[index].fill_(start)
+        self._embeds = known
 
     def _remember(self, start: int, embeds: Tensor, span: range, leaving: Tensor, entering: Tensor) -> None:
         self._leaving = torch.cat((self._leaving, leaving), 1) if start else leaving

@@ -107,6 +107,23 @@ def test_one_that_was_broken_off_leaves_nothing_wrong(model: Any, at: int, monke
     assert distance(logits, answered(model, third, {}, len(APPENDED))[1]) < NEAR
 
 
+def test_one_that_was_broken_off_while_buffers_grew(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _, third, *_ = conversation(model)
+    kept = Kept(DEPTH, {})
+    answered(model, first, {}, len(APPENDED), kept)
+
+    def half_done(layer: int, _: Tensor) -> None:
+        kept._cache.keys[layer] = kept._cache.keys[layer].repeat(1, 1, 4, 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept._cache, "keep", half_done)
+    with pytest.raises(KeyboardInterrupt):
+        prefill(model.model, model.lm_head, third, SPAN, {}, room=ROOM, kept=kept)
+    _, logits = answered(model, third, {}, len(APPENDED), kept)
+    assert kept.reused == 0
+    assert distance(logits, answered(model, third, {}, len(APPENDED))[1]) < NEAR
+
+
 @pytest.mark.parametrize(("plan", "layers"), [({}, DEPTH), ({3: FOLD}, 3), ({1: FOLD, 3: FOLD}, 1)])
 def test_bytes_are_counted(model: Any, plan: Mapping[int, Reduction], layers: int) -> None:
     kept = Kept(DEPTH, plan)
