@@ -26,7 +26,6 @@ from holitom_cli.cli.options import (
     VideoOptions,
     command,
 )
-from holitom_cli.cli.room import Room, Setup, View
 from holitom_cli.cli.rows import SOME_FAILED
 from holitom_cli.errors import UsageError, in_a_sentence, reason
 from holitom_cli.report.terminal import error_line, warning_line
@@ -35,6 +34,8 @@ from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
+
+    from holitom_cli.cli.room import Room, Setup, View
 
 _DATA = {"darwin": "Library/Application Support", "win32": "AppData/Local"}
 _TYPICAL = "What happens?"  # stands for questions that nobody has asked yet
@@ -70,6 +71,8 @@ def chat(
     Each question knows those before it, and only what is new is computed. /help lists the commands. Without a terminal,
     lines are read from stdin, one after another.
     """
+    from holitom_cli.cli.room import Setup, View
+
     talk = Talk(quiet=quiet)
     view = View(file or "", sampling.build(video, context), method.build(context))
     from holitom_cli.video import warm_up
@@ -98,6 +101,7 @@ def chat(
 def _prepare(setup: Setup, view: View, generation: Generation, talk: Talk) -> Room:
     """The room, once its clip has been looked at; what can be refused early is refused before a weight is read."""
     from holitom_cli import pipeline
+    from holitom_cli.cli.room import Room
     from holitom_cli.video import most_frames, probe
 
     count = 0
