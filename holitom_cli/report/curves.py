@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from holitom_cli.report import terminal, text
 from holitom_cli.report.comparison import Compared, agreement, full_of, shown_rows
 from holitom_cli.report.evaluation import Part, figures, types_across
+from holitom_cli.report.files import write_whole
 from holitom_cli.report.page import flat, template
 from holitom_cli.report.plot import Axis, Line, Point, plot
 
@@ -39,7 +40,7 @@ _COSTS = (
 
 def write_evaluation_page(model: ModelInfo, document: Mapping[str, Any], file: Path) -> None:
     """Write the page of `evaluation_page` to a file."""
-    file.write_text(evaluation_page(model, document), encoding="utf-8")
+    write_whole(file, evaluation_page(model, document))
 
 
 def evaluation_page(model: ModelInfo, document: Mapping[str, Any]) -> str:
@@ -82,7 +83,7 @@ def _facts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def write_comparison_page(rows: Sequence[Compared], document: Mapping[str, Any], file: Path) -> None:
     """Write the page of `comparison_page` to a file."""
-    file.write_text(comparison_page(rows, document), encoding="utf-8")
+    write_whole(file, comparison_page(rows, document))
 
 
 def comparison_page(rows: Sequence[Compared], document: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holitom_cli.report import terminal, text
+from holitom_cli.report.files import write_whole
 from holitom_cli.report.overlay import Fate, Overlay, borders, colour, kept, looked_at, runs, tokens_by_frame
 from holitom_cli.report.pictures import DIMMED, TINTED, VEIL, shrinker
 from holitom_cli.report.record import document
@@ -32,7 +33,7 @@ _JPEG_QUALITY = 78
 
 def write_page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames, file: Path) -> None:
     """Write the page of `page` to a file."""
-    file.write_text(page(answers, baseline, pictures), encoding="utf-8")
+    write_whole(file, page(answers, baseline, pictures))
 
 
 def page(answers: Sequence[Answer], baseline: Sequence[Answer], pictures: Frames) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from holitom_cli.report import text
+from holitom_cli.report.files import write_whole
 from holitom_cli.report.page import template, template_source
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _SCRIPT = "sort.js"
 
 def write_summary(rows: Sequence[Row], file: Path, title: str, thumbnails: Mapping[Place, bytes] | None = None) -> None:
     """Write the page of `summary_page` to a file, with links to the rows' own pages that are there."""
-    file.write_text(summary_page(rows, title, thumbnails, file.parent), encoding="utf-8")
+    write_whole(file, summary_page(rows, title, thumbnails, file.parent))
 
 
 def places(rows: Iterable[Row]) -> list[Place]:

@@ -223,10 +223,11 @@ def test_a_clip_is_encoded_once_for_all(model: Model, items: list[Item], monkeyp
 
     monkeypatch.setattr(vision, "encode", counted)
     ask(model, items)
-    assert calls == [{"attention": True, "keys": False}] * 2
+    common = {"keys": False, "chunk_frames": vision.CHUNK_FRAMES}
+    assert calls == [{"attention": True, **common}] * 2
     calls.clear()
     ask(model, items, replace(PLAN, variants=variants("full,random", "15", 3)))
-    assert calls == [{"attention": False, "keys": False}] * 2
+    assert calls == [{"attention": False, **common}] * 2
 
 
 def test_methods_share_the_tower_but_not_their_own_times(model: Model, items: list[Item]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from holitom_cli.errors import VideoError
-from holitom_cli.types import Frames
+from holitom_cli.types import Frames, Sampling
 from holitom_cli.video import client, probe, read
 from holitom_cli.video.packets import Packet, Table
 from holitom_cli.video.worker_link import WorkerError
@@ -275,3 +276,14 @@ def test_leading_pictures_start_at_the_group_before() -> None:
     assert [table.start_for(pts, early=1) for pts in (0, 8)] == [0, 0]
     assert not table.closed
     assert Table([Packet(pts, pts in (0, 3)) for pts in (0, 2, 1, 3, 5, 4)]).closed
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_an_animated_avif_is_its_frames_and_not_the_still_before_them(tmp_path: Path) -> None:
+    reds = [12 * number for number in range(20)]
+    first, *others = (Image.new("RGB", (64, 64), (red, 0, 255 - red)) for red in reds)
+    first.save(tmp_path / "a.avif", save_all=True, append_images=others, duration=100)
+    frames = read(tmp_path / "a.avif", Sampling(num_frames=20))
+    assert frames.seconds.tolist() == pytest.approx([number / 10 for number in range(20)])
+    seen = frames.pixels[:, 32, 32, 0].astype(int)
+    assert abs(seen - reds).max() <= 8
