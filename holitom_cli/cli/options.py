@@ -151,7 +151,7 @@ def as_seconds(option: str, text: str | None) -> float | None:
     """90, 1:30, 1:01:30.5 or -10 as seconds."""
     if text is None:
         return None
-    if not re.fullmatch(r"\s*-?(\d+:){0,2}\d+(\.\d*)?\s*", text):
+    if not re.fullmatch(r"\s*-?((\d+:[0-5]?\d:|\d+:)[0-5]?\d|\d+)(\.\d*)?\s*", text):
         raise UsageError(f"{option} {text!r} is no time.", "Give seconds (90), minutes (1:30) or, from the end, -10.")
     total = 0.0
     for part in text.strip().removeprefix("-").split(":"):

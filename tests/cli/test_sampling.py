@@ -60,6 +60,7 @@ def test_the_report_says_how_it_was_sampled(invoke: Invoke, clip: Path) -> None:
     ("options", "said"),
     [
         (["--start", "soon"], "--start 'soon' is no time."),
+        (["--end", "1:75"], "--end '1:75' is no time."),
         (["--frames-at", "1,,2"], "--frames-at '' is no time."),
         (["--start", "5", "--end", "2"], "The range from 5 s to 2 s is empty."),
         (["--fps", "1", "--frames-at", "2"], "--frames-at and --fps exclude each other."),
