@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells leave it to jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if not shutil.which("nvidia-smi"):  # before Triton is imported, which reads it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
