@@ -183,7 +183,7 @@ def _attended_on_gpu(
     batch, length = qkv.shape[:2]
     prompt = not cache.lengths[layer].numel()
     if prompt:
-        cache.reserve(qkv, layer, (batch, qkv.shape[2] // width - heads >> 1, length, width))
+        cache.reserve(qkv, layer, (batch, (qkv.shape[2] // width - heads) // 2, length, width))
     keys, values, at = cache.keys[layer], cache.values[layer], cache.lengths[layer]
     query = turn(qkv, rope, keys, values, torch.zeros_like(at) if prompt else at, heads)
     if not prompt and length == 1:
