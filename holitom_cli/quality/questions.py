@@ -408,7 +408,7 @@ def _changes(clip: Clip, dice: random.Random) -> Iterator[_Fact]:
             yield _Fact("change", words, thing.turn[1], COLOURS)
         if thing.turn is not None or dice.random() < 0.45:  # so that yes and no are about as frequent
             yield _Fact("happened", words, "no" if thing.turn is None else "yes", ("yes", "no"))
-        if thing.speed and thing.leave - thing.enter >= 8 and (thing.rush is not None or dice.random() < 0.28):
+        if thing.speed and thing.leave - thing.enter >= 8 and (thing.rush is not None or dice.random() < 0.36):
             yield _Fact("speed", words, "no" if thing.rush is None else "yes", ("yes", "no"))
 
 

@@ -25,7 +25,7 @@ CLASSES = {  # of the labels about time
     "seen": MOST_THINGS + 1,  # things seen in the clip so far
 }
 _LEAST_SHARE = 0.06  # of a cell that a thing covers to count as there
-_BASELINE = 3  # frames over which motion is measured
+_BASELINE = 2  # frames over which motion is measured
 _STILL = SLOW / 2  # side lengths a frame; below it nothing moves
 
 

@@ -14,9 +14,13 @@ FRAMES = 32
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-SLOW, FAST = 0.007, 0.021  # side lengths a frame
+SLOW, FAST = (
+    0.04,
+    0.1,
+)  # side lengths a frame: what moves has moved from one sampled frame to the next, as in real videos
 
 _MARGIN = 0.14  # nothing comes nearer to the border
+_HURRY = 3  # times its speed, of a thing in a rush
 _SHORTEST_SCENE = 7  # frames
 _TRIES = 20  # to find a place
 _TEST_SEEDS = 1 << 40  # seeds from here on are for testing
@@ -35,7 +39,7 @@ class Thing:
     enter: int
     leave: int  # first frame without it
     turn: tuple[int, str] | None = None  # frame from which it has another colour
-    rush: int | None = None  # frame from which it is three times as fast
+    rush: int | None = None  # frame from which it is in a rush, three times as fast
 
     @property
     def name(self) -> str:
@@ -45,7 +49,7 @@ class Thing:
         """Distance from the start at a frame."""
         steps = frame - self.enter
         rushed = max(0, frame - self.rush) if self.rush is not None else 0
-        return self.speed * (steps + 2 * rushed)
+        return self.speed * (steps + (_HURRY - 1) * rushed)
 
     def centre(self, frame: int) -> tuple[float, float]:
         """Where it is at a frame."""
@@ -131,17 +135,28 @@ def _stay(dice: random.Random, scene: range, brief: float) -> range:
 
 def _thing(dice: random.Random, shape: str, colour: str, stay: range, others: list[Thing]) -> Thing:
     """A thing, and what it does while it is there."""
-    enter, leave, duration = stay.start, stay.stop, len(stay)
     radius = dice.choice([0.075, 0.095, 0.12])
-    turn = rush = None
-    if duration >= 6 and dice.random() < 0.28:
-        turn = (dice.randint(enter + 2, leave - 2), dice.choice([other for other in COLOURS if other != colour]))
-    direction = dice.choice(list(DIRECTIONS)) if duration >= 5 else "still"
+    direction = dice.choice(list(DIRECTIONS)) if len(stay) >= 5 else "still"
     speed = 0.0 if direction == "still" else dice.choice([SLOW, FAST])
-    if speed == SLOW and duration >= 10 and dice.random() < 0.5:
-        rush = dice.randint(enter + 4, leave - 4)
+    rush = turn = None
+    if speed:
+        stay, rush = _run(dice, stay, speed)
+    enter, leave = stay.start, stay.stop
+    if len(stay) >= 6 and dice.random() < 0.28:
+        turn = (dice.randint(enter + 2, leave - 2), dice.choice([other for other in COLOURS if other != colour]))
     thing = Thing(shape, colour, radius, (0.5, 0.5), direction, speed, enter, leave, turn, rush)
     return _placed(dice, thing, others)
+
+
+def _run(dice: random.Random, stay: range, speed: float) -> tuple[range, int | None]:
+    """The part of a stay in which something that moves stays inside the picture, and from when it is in a rush."""
+    steps = int((1 - 2 * _MARGIN) / speed)  # from border to border
+    rushed = dice.choice([3, 4]) if speed == SLOW and len(stay) >= 10 and dice.random() < 0.6 else 0
+    shortest, longest = (rushed + 5, steps + 1 - (_HURRY - 1) * rushed) if rushed else (8, steps + 1)
+    length = min(len(stay), dice.randint(min(shortest, longest), longest))
+    enter = dice.randint(stay.start, stay.stop - length)
+    leave = enter + length
+    return range(enter, leave), leave - 1 - rushed if rushed else None
 
 
 def _placed(dice: random.Random, thing: Thing, others: list[Thing]) -> Thing:

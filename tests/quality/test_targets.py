@@ -83,11 +83,11 @@ def test_events_are_what_has_happened_to_the_owner(owner: Tensor, happened: dict
         now, first = thing.colour_at(frame), thing.colour
         assert got["before"] == (SAME_COLOUR if now == first else COLOURS.index(first))
         assert got["seen"] == sum(other.enter <= frame for other in CLIPS[row].things)
-        if frame - thing.enter < 3:
+        if frame - thing.enter < 2:
             assert got["direction"] == got["speed"] == got["rushed"] == IGNORED
             continue
         assert got["direction"] == NAMES.index(thing.direction)
-        fast = thing.rush is not None and frame >= thing.rush + 3
+        fast = thing.rush is not None and frame >= thing.rush + 2
         if thing.rush is None or fast or frame <= thing.rush:  # between, both speeds are in the measure
             assert got["speed"] == (2 if fast else 0 if not thing.speed else 1 if thing.speed == SLOW else 2)
             assert got["rushed"] == fast
