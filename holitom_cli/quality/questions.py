@@ -392,7 +392,7 @@ def _places(clip: Clip, _: random.Random) -> Iterator[_Fact]:
 
 
 def _speeds(clip: Clip, dice: random.Random) -> Iterator[_Fact]:
-    timed = [thing for thing in _steady(clip) if thing.rush is None and thing.leave - thing.enter >= 8]
+    timed = [thing for thing in _steady(clip) if thing.rush is None and thing.leave - thing.enter >= 5]
     for one, other in combinations(timed, 2):
         if one.speed != other.speed and one.shape != other.shape:
             faster = one if one.speed > other.speed else other

@@ -99,7 +99,7 @@ def make_clip(seed: int) -> Clip:
     borders = [0, *cuts, FRAMES]
     count = dice.choices([1, 2, 3, 4], [0.18, 0.22, 0.3, 0.3])[0]
     looks = dice.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], count)
-    brief = dice.choice([0.1, 0.7])  # clips to follow what moves, and clips to miss things in
+    brief = dice.choice([0.1, 0.6])  # clips to follow what moves, and clips to miss things in
     things: list[Thing] = []
     for shape, colour in looks:
         scene = dice.randrange(len(borders) - 1)
