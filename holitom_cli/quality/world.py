@@ -14,10 +14,8 @@ FRAMES = 32
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-SLOW, FAST = (
-    0.04,
-    0.1,
-)  # side lengths a frame: what moves has moved from one sampled frame to the next, as in real videos
+# Side lengths a frame: what moves has moved from one sampled frame to the next, as in real videos.
+SLOW, FAST = 0.04, 0.1
 
 _MARGIN = 0.14  # nothing comes nearer to the border
 _HURRY = 3  # times its speed, of a thing in a rush
@@ -99,7 +97,7 @@ def make_clip(seed: int) -> Clip:
     borders = [0, *cuts, FRAMES]
     count = dice.choices([1, 2, 3, 4], [0.18, 0.22, 0.3, 0.3])[0]
     looks = dice.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], count)
-    brief = dice.choice([0.1, 0.6])  # clips to follow what moves, and clips to miss things in
+    brief = dice.choice([0.1, 0.7])  # clips to follow what moves, and clips to miss things in
     things: list[Thing] = []
     for shape, colour in looks:
         scene = dice.randrange(len(borders) - 1)
