@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from holitom_cli.model.kept import Kept
     from holitom_cli.model.loading import Checkpoint, Model
+    from holitom_cli.video.client import Decoder
 
 SMALLER = "Use fewer --num-frames, a smaller --retain-ratio, --quantize int8, --device-map auto or a smaller --model."
 ANSWER_ROOM = 64  # positions that a prompt has to leave for its answer
@@ -80,6 +81,7 @@ def read(
     rivals: Sequence[Method],
     *,
     timeout_seconds: float | None = None,
+    decoder: Decoder = "auto",
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Frames:
     """Decode the frames that `sampling` picks, each resized for the checkpoint as soon as it is there.
@@ -91,6 +93,7 @@ def read(
         sampling: which frames.
         rivals: the methods that will compress them.
         timeout_seconds: how long a decoder may take; by default it grows with the clip.
+        decoder: the only one to use; by default av, and decord where it is exact when av fails.
         on_frame: hears after each frame how many there are, and of how many.
 
     Raises:
@@ -102,7 +105,15 @@ def read(
             check_room(checkpoint, method, count)
 
     shrink = preprocess.shrinker(checkpoint.preprocessor, device)
-    return video.read(path, sampling, timeout_seconds=timeout_seconds, accept=accept, shrink=shrink, on_frame=on_frame)
+    return video.read(
+        path,
+        sampling,
+        timeout_seconds=timeout_seconds,
+        decoder=decoder,
+        accept=accept,
+        shrink=shrink,
+        on_frame=on_frame,
+    )
 
 
 def see(

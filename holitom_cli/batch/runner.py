@@ -101,7 +101,7 @@ class Run:
                 model.checkpoint, (info.id, info.revision, info.number_format), model.device, plan, self._ledger.claim
             ).fetch
         self._reader = ReadAhead(jobs, fetch, plan.readers, ahead_bytes(plan.processes))
-        self._speakers = Speakers(model, plan.rows, plan.generation)
+        self._speakers: Speakers[Open] = Speakers(model, plan.rows, plan.generation)
         self._open: deque[Open] = deque()
         self._twins: dict[str, list[tuple[Job, Asked]]] = {}  # questions that wait for a row of equal content
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="keeper")
@@ -209,7 +209,12 @@ class Run:
                 yield Item(key, fetched.job, asked, told)
             return
         fetched.frames = fetched.known = None  # `watched` has what is needed of them
-        self._open.extend(Open(key, asked, watched, fetched) for key, asked in opened)
+        self._open.extend(
+            Open(
+                key=key, asked=asked, text=asked.text, watched=watched, fetched=fetched, waited_seconds=fetched.seconds
+            )
+            for key, asked in opened
+        )
 
     def _watched(self, fetched: Fetched) -> Watched:
         model, plan = self._model, self._plan
@@ -319,7 +324,7 @@ class Run:
             self._speakers.restart(max(1, len(under_way) // 2))
 
 
-def _item(ended: Ended) -> Item:
+def _item(ended: Ended[Open]) -> Item:
     question = ended.open
     return Item(question.key, question.fetched.job, question.asked, ended.outcome)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -15,42 +16,61 @@ from holitom_cli.errors import HolitomError
 from holitom_cli.model.cache import StaticCache
 from holitom_cli.model.decode import RowDecoder, choose, not_a_number
 from holitom_cli.model.device import memory_advice
+from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from holitom_cli.batch.questions import Asked
     from holitom_cli.batch.reader import Fetched
+    from holitom_cli.model.kept import Kept
     from holitom_cli.model.loading import Model
     from holitom_cli.model.prefill import Prefill
+    from holitom_cli.model.prompt import Turn
     from holitom_cli.pipeline import Begun
-    from holitom_cli.types import Answer, Generation, Watched
+    from holitom_cli.types import Answer, Watched
 
 
-@dataclass(slots=True)
-class Open:
-    """A question whose clip has been looked at."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Question:
+    """What is asked about a clip that has been looked at."""
 
-    key: str
-    asked: Asked
     watched: Watched
-    fetched: Fetched
+    text: str
+    generation: Generation | None = None  # where it is not answered as the others are
+    turns: Sequence[Turn] = ()  # what was said about the clip before
+    kept: Kept | None = None  # of earlier questions about it
+    on_token: Callable[[int], None] | None = None  # hears of each token of the answer as it is there
+    waited_seconds: float = 0.0  # that its clip took before
     tried_alone: bool = False  # and the memory was not enough
 
 
+_GREEDY = Generation()
+Q = TypeVar("Q", bound=Question)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Open(Question):
+    """A question of a batch."""
+
+    key: str
+    asked: Asked
+    fetched: Fetched
+
+
 @dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Generic[Q]):
     """A question, and what came of it."""
 
-    open: Open
+    open: Q
     outcome: Answer | HolitomError
 
 
 @dataclass(slots=True)
-class _Speaking:
+class _Speaking(Generic[Q]):
     """An answer on its way."""
 
-    open: Open
+    open: Q
     begun: Begun
     began: float  # time.perf_counter() before its prefill
     first: float  # and at its first token
@@ -58,13 +78,13 @@ class _Speaking:
     ids: list[int] = field(default_factory=list)
 
 
-class Speakers:
+class Speakers(Generic[Q]):
     """Answers under way, one token of each at a step."""
 
     def __init__(self, model: Model, rows: int, generation: Generation) -> None:
-        """Room for `rows` answers at a time, all generated alike."""
+        """Room for `rows` answers at a time, generated like this where a question does not say otherwise."""
         self._model, self._generation = model, generation
-        self._active: dict[int, _Speaking] = {}  # by row of the decoder
+        self._active: dict[int, _Speaking[Q]] = {}  # by row of the decoder
         self.most = rows
         self.restart(rows)
 
@@ -75,7 +95,7 @@ class Speakers:
     def has_room(self) -> bool:
         return len(self._active) < self.most
 
-    def restart(self, most: int) -> list[Open]:
+    def restart(self, most: int) -> list[Q]:
         """Forget all answers under way and the memory that they took; returns their questions."""
         opened = [speaking.open for speaking in self._active.values()]
         self._active.clear()
@@ -87,19 +107,22 @@ class Speakers:
         return opened
 
     @torch.inference_mode()
-    def begin(self, question: Open) -> Ended | None:
+    def begin(self, question: Q) -> Ended[Q] | None:
         """Prefill a question and take its first token; the outcome where that was the last one, too.
 
         Raises:
             HolitomError: as `pipeline.ask`.
         """
         began = time.perf_counter()
-        begun = pipeline.begin(self._model, question.watched, question.asked.text, self._generation)
+        generation = question.generation or self._generation
+        begun = pipeline.begin(
+            self._model, question.watched, question.text, generation, turns=question.turns, kept=question.kept
+        )
         generator = None
-        if self._generation.temperature > 0:
-            generator = torch.Generator(begun.state.logits.device).manual_seed(self._generation.seed)
+        if generation.temperature > 0:
+            generator = torch.Generator(begun.state.logits.device).manual_seed(generation.seed)
         with begun.clock.stage("sample"):
-            value = int(choose(begun.state.logits, self._generation, generator)[0])
+            value = int(choose(begun.state.logits, generation, generator)[0])
         speaking = _Speaking(question, begun, began, time.perf_counter(), generator)
         if ended := self._add(speaking, value):
             return ended
@@ -111,7 +134,7 @@ class Speakers:
         return None
 
     @torch.inference_mode()
-    def step(self) -> list[Ended]:
+    def step(self) -> list[Ended[Q]]:
         """One token more of every answer; returns those that ended.
 
         Raises:
@@ -128,25 +151,33 @@ class Speakers:
                 ended.append(end)
         return ended
 
-    def late(self, timeout_seconds: float) -> list[Ended]:
+    def late(self, timeout_seconds: float) -> list[Ended[Q]]:
         """End the answers of clips that have had their time."""
         ended = []
         for row, speaking in list(self._active.items()):
-            spent = time.perf_counter() - speaking.began + speaking.open.fetched.seconds
+            spent = time.perf_counter() - speaking.began + speaking.open.waited_seconds
             if spent > timeout_seconds:
                 self._leave(row)
                 ended.append(Ended(speaking.open, too_late(timeout_seconds)))
         return ended
 
+    def dismiss(self, unwanted: Callable[[Q], bool]) -> None:
+        """Give up the answers to questions that nobody waits for any more; their rows are free at once."""
+        for row, speaking in list(self._active.items()):
+            if unwanted(speaking.open):
+                self._leave(row)
+
     def _leave(self, row: int) -> None:
         self._decoder.leave(row)
         del self._active[row]
 
-    def _add(self, speaking: _Speaking, value: int) -> Ended | None:
+    def _add(self, speaking: _Speaking[Q], value: int) -> Ended[Q] | None:
         """Take a token; the outcome if it is the last one."""
         if value < 0:
             return Ended(speaking.open, not_a_number())
         speaking.ids.append(value)
+        if speaking.open.on_token:
+            speaking.open.on_token(value)
         most = speaking.begun.generation.max_new_tokens
         if value not in self._model.chat.end_ids and len(speaking.ids) < most:
             return None
@@ -155,11 +186,11 @@ class Speakers:
 
     def _choose(self, logits: Tensor) -> Tensor:
         """The next token of each row (B,); each row draws by itself, as it would alone."""
-        if self._generation.temperature == 0:
-            return choose(logits, self._generation, None)
+        if all(speaking.begun.generation.temperature == 0 for speaking in self._active.values()):
+            return choose(logits, _GREEDY, None)
         drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         for row, speaking in self._active.items():
-            drawn[row] = choose(logits[row : row + 1], self._generation, speaking.generator)[0]
+            drawn[row] = choose(logits[row : row + 1], speaking.begun.generation, speaking.generator)[0]
         return drawn
 
     def _memory_advice(self) -> AbstractContextManager[None]:

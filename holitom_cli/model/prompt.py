@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,12 +80,17 @@ class Chat:
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Pieces of text as ids arrive; characters that span several tokens are never cut."""
+        piece_of = self.pieces()
+        for token in ids:
+            if piece := piece_of(token):
+                yield piece
+
+    def pieces(self) -> Callable[[int], str]:
+        """What `stream` is made of: to be given the ids of one answer, it returns the text that each completes."""
         from tokenizers.decoders import DecodeStream
 
         pieces = DecodeStream(skip_special_tokens=True)
-        for token in ids:
-            if piece := pieces.step(self.tokenizer.backend_tokenizer, token):
-                yield piece
+        return lambda token: pieces.step(self.tokenizer.backend_tokenizer, token) or ""
 
     def _prompt(self, question: str, turns: Sequence[Turn]) -> str:
         from jinja2 import TemplateError

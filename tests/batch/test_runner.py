@@ -158,7 +158,7 @@ class Card:
         self.tries = self.most = 0
         whole = getattr(Speakers, where)
 
-        def cramped(speakers: Speakers, *arguments: Any) -> Any:
+        def cramped(speakers: Speakers[Any], *arguments: Any) -> Any:
             self.tries += 1
             if len(speakers) + (where == "begin") > holds:
                 raise DeviceError("The memory is full.")
@@ -194,7 +194,7 @@ def test_a_clip_that_does_not_fit_beside_answers_waits_for_them(
     model: Model, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch, refused = pipeline.watch, 0
-    speakers: list[Speakers] = []
+    speakers: list[Speakers[Any]] = []
 
     def cramped(*arguments: Any, **options: Any) -> Any:
         nonlocal refused
