@@ -63,7 +63,8 @@ def ask(
     *,
     context: typer.Context,
     file: Annotated[
-        str, typer.Argument(metavar="VIDEO", help="A video file, or a folder of pictures.", show_default=False)
+        str,
+        typer.Argument(metavar="VIDEO", help="A video file, a picture, or a folder of pictures.", show_default=False),
     ],
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="A question; - reads it from stdin.")

@@ -53,7 +53,8 @@ def chat(
     *,
     context: typer.Context,
     file: Annotated[
-        str | None, typer.Argument(metavar="VIDEO", help="A video file, or a folder of pictures.", show_default=False)
+        str | None,
+        typer.Argument(metavar="VIDEO", help="A video file, a picture, or a folder of pictures.", show_default=False),
     ] = None,
     data_dir: Annotated[
         Path | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from holitom_cli.video.files import shown
 from holitom_cli.video.hdr import TRANSFERS
 from holitom_cli.video.interlaced import is_woven, shown_of, surrounded
 from holitom_cli.video.opening import frames_of, opened, packets_of
+from holitom_cli.video.orientation import orientation
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
 from holitom_cli.video.references import points_elsewhere
@@ -123,7 +123,7 @@ class Clip:
                 continue
             plan = stretches(self._table, again, early, neighbours=self._facts.interlaced or not thrifty)
             for pts, frame, deinterlaced in reader.read(plan, thrifty=thrifty):
-                yield picture_of(frame, slots.pop(pts), deinterlaced=deinterlaced)
+                yield picture_of(frame, slots.pop(pts), self._turned, deinterlaced=deinterlaced)
 
     def _pick(self, slots: dict[int, int]) -> Iterator[Picture]:
         """Frames by place in the decoder's output -> slot, from decoding everything."""
@@ -132,9 +132,14 @@ class Clip:
                 slot = slots.pop(place, None)
                 if slot is not None and not near[1].is_corrupt:
                     picture, deinterlaced = shown_of(near, stream)
-                    yield picture_of(rgb(picture, self._facts.size), slot, deinterlaced=deinterlaced)
+                    small = rgb(picture, self._facts.size)
+                    yield picture_of(small, slot, self._turned, deinterlaced=deinterlaced)
                 if not slots:
                     return
+
+    @property
+    def _turned(self) -> tuple[int, bool]:
+        return self._facts.rotation, self._facts.mirrored
 
     @property
     def _stamps(self) -> list[float]:
@@ -227,26 +232,10 @@ class Clip:
         return Table(packets, len(lost), lost[0] if lost else None, tick)
 
 
-def picture_of(frame: VideoFrame, slot: int, *, deinterlaced: bool = False) -> Picture:
-    """An RGB frame on its way out, without a copy."""
+def picture_of(frame: VideoFrame, slot: int, turned: tuple[int, bool], *, deinterlaced: bool = False) -> Picture:
+    """An RGB frame on its way out, without a copy; `turned` is its orientation."""
     plane = frame.planes[0]
-    return Picture(slot, plane, frame.height, frame.width, plane.line_size, upright=False, deinterlaced=deinterlaced)
-
-
-def orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """How to make a stored picture upright: the clockwise turn in degrees, and whether to flip it left to right before.
-
-    A display matrix starts with a, b, _, c, d, ... and shows (x, y) at (a x + c y, b x + d y), y pointing down
-    (ISO/IEC 14496-12, 6.2.2). A flip before it changes the signs of a and b.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return 0, False
-    a, b, _, c, d = memoryview(bytes(matrix)).cast("i")[:5]
-    mirrored = a * d - b * c < 0
-    if mirrored:
-        a, b = -a, -b
-    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
+    return Picture(slot, plane, frame.height, frame.width, plane.line_size, *turned, deinterlaced)
 
 
 def indexed_count(container: InputContainer, stream: VideoStream) -> int | None:

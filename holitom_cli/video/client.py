@@ -157,9 +157,7 @@ class Shots:
 
         self.filled = np.zeros(count, dtype=bool)
         self._shape = (info.height, info.width, 3)
-        self._turns = -info.rotation // 90  # numpy turns counter-clockwise
-        self._mirrored, self._hdr = info.mirrored, info.hdr
-        self._shrink = shrink
+        self._hdr, self._shrink = info.hdr, shrink
         self._deinterlaced = 0  # pictures
 
     def place(self, header: Message, memory: mmap.mmap, cell_bytes: int) -> None:
@@ -169,8 +167,8 @@ class Shots:
         height, width, stride = header["height"], header["width"], header["stride"]
         rows = np.frombuffer(memory, np.uint8, height * stride, header["cell"] * cell_bytes).reshape(height, stride)
         picture = rows[:, : width * 3].reshape(height, width, 3)
-        straight = picture[:, ::-1] if self._mirrored else picture
-        upright = picture if header["upright"] else np.rot90(straight, self._turns)
+        straight = picture[:, ::-1] if header["mirrored"] else picture
+        upright = np.rot90(straight, -header["rotation"] // 90)  # numpy turns counter-clockwise
         if upright.shape != self._shape:
             raise WorkerError(f"gave a picture of shape {upright.shape} instead of {self._shape}")
         small = self._shrink(upright) if self._shrink else upright

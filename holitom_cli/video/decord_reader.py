@@ -20,4 +20,4 @@ def read(path: str, indices: Sequence[int], total: int) -> Iterator[Picture]:
     for slot, index in enumerate(indices):
         rgb = reader[index].asnumpy()  # one at a time: a batch costs the same time and a second copy of all
         height, width = rgb.shape[:2]
-        yield Picture(slot, rgb, height, width, width * 3, upright=True)
+        yield Picture(slot, rgb, height, width, width * 3)

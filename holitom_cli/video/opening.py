@@ -54,10 +54,6 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def moving_pictures(path: str, container: InputContainer) -> VideoStream:
     """The first video stream that is no cover picture, nor a single one where another has more."""
-    kind = container.format.name
-    if kind.endswith("_pipe"):
-        what = f"is not a video but a {kind.removesuffix('_pipe')} file"
-        raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
     # An animated AVIF has a still picture before its frames.
     for stream in sorted(container.streams.video, key=lambda stream: stream.frames == 1):
         if not stream.disposition & Disposition.attached_pic:

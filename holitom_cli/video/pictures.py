@@ -1,7 +1,8 @@
-"""A folder of pictures read as a clip that shows one a second, in the order of their names."""
+"""Pictures read as a clip: one by itself, or those of a folder, one a second in the order of their names."""
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from holitom_cli.types import Sampling
 from holitom_cli.video.av_reader import picture_of
 from holitom_cli.video.decoding import rgb
 from holitom_cli.video.files import shown
-from holitom_cli.video.opening import MOST_PIXELS, ONLY
+from holitom_cli.video.opening import MOST_PIXELS, ONLY, check_size
 from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
@@ -33,25 +34,29 @@ FORMATS = {
     b"MM\0*": "tiff_pipe",
     b"RIFF": "webp_pipe",
 }
+MULTIPLE, JPEG_HEAD_BYTES = b"MPF\0", 1 << 17
+FOLDER_NOTE = "Pictures have no times: one a second is assumed."
+PROBE_BYTES = 1 << 20  # of which FFmpeg judges formats (PROBE_BUF_MAX)
+ALONE_NOTE = "The file is a picture: there is one frame."
 ORIENTATION = 0x0112  # Exif 2.3, 4.6.4 A: how a picture is to be turned (degrees, clockwise) once it has been mirrored
 TURNS = {2: (0, True), 3: (180, False), 4: (180, True), 5: (270, True), 6: (90, False), 7: (90, True), 8: (270, False)}
 
 
 class Pictures:
-    """The pictures of one folder; as `Clip` to those who ask."""
+    """One picture, or those of a folder; as `Clip` to those who ask."""
 
-    def __init__(self, folder: str) -> None:
-        self.path = folder
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._alone = not Path(path).is_dir()
 
     def probe(self) -> dict[str, Any]:
         """The fields of VideoInfo, as plain values."""
+        width, height = self._size
         rotation, mirrored = orientation(self._files[0])
-        size = self._first.width, self._first.height
-        width, height = size if rotation % 180 == 0 else size[::-1]
         return {
             "path": self.path,
-            "container": "folder",
-            "codec": "pictures",
+            "container": "picture" if self._alone else "folder",
+            "codec": (format_of(self._files[0]) or "").removesuffix("_pipe") if self._alone else "pictures",
             "width": width,
             "height": height,
             "rotation": rotation,
@@ -69,7 +74,7 @@ class Pictures:
         return {
             **picked._asdict(),
             "seconds": [seconds[index] for index in picked.indices],
-            "notes": [*picked.notes, "Pictures have no times: one a second is assumed."],
+            "notes": [*picked.notes, ALONE_NOTE if self._alone else FOLDER_NOTE],
             "cut_off": False,
             "ends_early": None,
             "decoder": "av",
@@ -78,15 +83,21 @@ class Pictures:
         }
 
     def read(self, indices: Sequence[int]) -> Iterator[Picture]:
-        """Yield those of the pictures with these numbers that can be read and are turned as the first one."""
-        size, turned = (self._first.width, self._first.height), orientation(self._files[0])
+        """Yield those of the pictures with these numbers that can be read, each turned as it says itself."""
         for slot, index in enumerate(indices):
-            frame = decoded(self._files[index])
-            if frame is not None and orientation(self._files[index]) == turned:
-                yield picture_of(rgb(frame, size), slot)
+            frame, turned = decoded(self._files[index]), orientation(self._files[index])
+            if frame is not None:
+                yield picture_of(rgb(frame, sides(self._size, turned[0])), slot, turned)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Width and height of the first picture once it is upright; the others are scaled to it."""
+        return sides((self._first.width, self._first.height), orientation(self._files[0])[0])
 
     @cached_property
     def _files(self) -> list[Path]:
+        if self._alone:
+            return [Path(self.path)]
         files = [file for file in Path(self.path).iterdir() if is_picture(file)]
         if not files:
             raise VideoError(
@@ -99,8 +110,31 @@ class Pictures:
     def _first(self) -> VideoFrame:
         frame = decoded(self._files[0])
         if frame is None:
-            raise VideoError(f"{shown(self._files[0])} is no picture that can be read.", "Take it out of the folder.")
+            hint = "The file seems damaged: copy it again." if self._alone else "Take it out of the folder."
+            raise VideoError(f"{shown(self._files[0])} is no picture that can be read.", hint)
+        check_size(str(self._files[0]), frame.width, frame.height)
         return frame
+
+
+def sides(size: tuple[int, int], rotation: int) -> tuple[int, int]:
+    """Width and height of a picture that is turned by so many degrees."""
+    return size if rotation % 180 == 0 else size[::-1]
+
+
+def is_still(path: str) -> bool:
+    """Whether a file is one picture, which does not move, whatever its name says.
+
+    FFmpeg tells them from animated PNG and from motion JPEG. Cameras put a preview, a depth map or the other eye's
+    view behind a JPEG picture, and say so (CIPA DC-007, 5.2.1: the mark of the multi-picture format).
+    """
+    if format_of(Path(path)) is None:
+        return False
+    with Path(path).open("rb") as file:
+        head = file.read(PROBE_BYTES)
+    with suppress(av.FFmpegError, ValueError), av.open(io.BytesIO(head), container_options=ONLY) as container:
+        kind = container.format.name  # judged without a file's name
+        return kind.endswith("_pipe") or (kind == "mjpeg" and MULTIPLE in head[:JPEG_HEAD_BYTES])
+    return False
 
 
 def is_picture(file: Path) -> bool:
@@ -140,5 +174,7 @@ def orientation(file: Path) -> tuple[int, bool]:
 def format_of(file: Path) -> str | None:
     """FFmpeg's name for a picture's format, None where its first bytes are of none of them."""
     with file.open("rb") as opened:
-        head = opened.read(4)
+        head = opened.read(12)
+    if head.startswith(b"RIFF") and not head.endswith(b"WEBP"):
+        return None  # sound, or AVI
     return next((name for mark, name in FORMATS.items() if head.startswith(mark)), None)

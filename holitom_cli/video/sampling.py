@@ -60,7 +60,7 @@ def most_frames(sampling: Sampling, info: VideoInfo) -> int:
     length = info.duration_seconds
     start, end = (_from_end(bound, length) for bound in (sampling.start_seconds or 0.0, sampling.end_seconds))
     end = length if end is None else min(end, length)
-    steady = math.floor(max(0.0, end - max(0.0, start or 0.0)) * (sampling.fps or 0)) + 1
+    steady = math.floor(max(0.0, end - max(0.0, start or 0.0) + 1e-9) * (sampling.fps or 0)) + 1
     return min(most, steady, sampling.max_frames or most)
 
 
@@ -91,6 +91,12 @@ def _from_end(bound: float | None, length: float) -> float | None:
     return bound + length if bound is not None and bound < 0 else bound
 
 
+def _bounds(sampling: Sampling, clip: Timeline) -> tuple[float | None, float | None]:
+    """Start and end of the range in seconds from the first frame on; they may lie outside the clip."""
+    length = clip.seconds[-1]
+    return _from_end(sampling.start_seconds, length), _from_end(sampling.end_seconds, length)
+
+
 def _shown_at(clip: Timeline, seconds: float) -> int:
     """The number of the frame that is on the screen at a time."""
     return max(0, bisect_right(clip.seconds, seconds + 1e-9) - 1)  # times are sums of rounded numbers
@@ -101,15 +107,15 @@ def _range(sampling: Sampling, clip: Timeline) -> tuple[int, int, list[str]]:
     if not sampling.has_range:
         return 0, clip.total - 1, []
     length, notes = clip.seconds[-1], []
-    start, end = (_from_end(bound, length) for bound in (sampling.start_seconds, sampling.end_seconds))
+    start, end = _bounds(sampling, clip)
     for name, bound in (("starts", start), ("ends", end)):
         if bound is not None and not 0 <= bound <= length:
             notes.append(f"The range {name} at {bound:.1f} s, but the clip's frames are from 0.0 to {length:.1f} s.")
     if start is not None and end is not None and end < start:  # known only now: one of them is from the end
         notes.append(f"The range is empty in this clip: it starts at {start:.1f} s and ends at {end:.1f} s.")
-    first = 0 if start is None else min(bisect_left(clip.seconds, start - 1e-9), len(clip.seconds) - 1)
+    first = 0 if start is None else _shown_at(clip, start)  # it may have been on the screen for a while
     last = clip.total - 1 if end is None else _shown_at(clip, end)
-    return min(first, last), last, notes  # a range in which no frame begins has the one that is on the screen
+    return min(first, last), last, notes
 
 
 def _at(wanted: Sequence[float], clip: Timeline) -> Picked:
@@ -127,9 +133,14 @@ def _at(wanted: Sequence[float], clip: Timeline) -> Picked:
 
 
 def _steady(sampling: Sampling, clip: Timeline, first: int, last: int) -> list[int]:
-    """The frames shown at a steady rate between two frames: as many steps as frames, whatever the rate."""
-    shown = clip.seconds[first : last + 1]
-    begin, end, rate = shown[0], shown[-1], sampling.fps or 1.0
+    """The frames shown at a steady rate from one to another: as many steps as frames, whatever the rate.
+
+    Instants count from the start of the range, which may be within the first frame, to its end within the last.
+    """
+    shown, rate, length = clip.seconds[first : last + 1], sampling.fps or 1.0, clip.seconds[-1]
+    start, stop = _bounds(sampling, clip)
+    begin = max(shown[0], min(start or 0.0, length))
+    end = max(shown[-1], min(stop or 0.0, length))
 
     def holds_instant(since: float, until: float) -> bool:
         step = max(0, math.ceil((since - begin - 1e-9) * rate))

@@ -89,7 +89,7 @@ class Animation:
                     rgb = _on_white(image)
                 except (EOFError, OSError):  # a damaged frame: those behind it are drawn over it
                     return
-                yield Picture(slot, rgb, contents.height, contents.width, contents.width * 3, upright=True)
+                yield Picture(slot, rgb, contents.height, contents.width, contents.width * 3)
 
     @cached_property
     def _contents(self) -> Contents:

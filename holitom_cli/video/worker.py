@@ -35,7 +35,8 @@ class Picture(NamedTuple):
     height: int
     width: int
     stride: int
-    upright: bool  # rotation is already applied
+    rotation: int = 0  # clockwise, in degrees, that makes it upright
+    mirrored: bool = False  # it has to be mirrored before
     deinterlaced: bool = False  # it is one picture of two fields
 
 
@@ -101,7 +102,7 @@ class Server:
     def __init__(self, arena: str) -> None:
         self.free: queue.SimpleQueue[int] = queue.SimpleQueue()  # cells that may be written to
         self._arena = Arena(arena)
-        self._clip: Clip | Animation | None = None  # the last one, which knows its packets
+        self._clip: Clip | Animation | Pictures | None = None  # the last one, which knows its packets
         self._identity: object = None
 
     def answer(self, request: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -128,7 +129,7 @@ class Server:
     def _open(self, path: str) -> Clip | Animation | Pictures:
         """What is known of the clip, as long as its file stays the same."""
         from holitom_cli.video.av_reader import Clip
-        from holitom_cli.video.pictures import Pictures
+        from holitom_cli.video.pictures import Pictures, is_still
         from holitom_cli.video.webp import Animation, is_animation
 
         status = Path(path).stat()
@@ -136,7 +137,8 @@ class Server:
             return Pictures(path)  # its own times do not tell whether a picture has changed
         identity = (path, status.st_size, status.st_mtime_ns, status.st_ino)
         if self._clip is None or self._identity != identity:
-            self._clip, self._identity = Animation(path) if is_animation(path) else Clip(path), identity
+            kind = Animation if is_animation(path) else Pictures if is_still(path) else Clip
+            self._clip, self._identity = kind(path), identity
         return self._clip
 
     def _frames(self, request: dict[str, Any], pictures: Iterable[Picture]) -> Iterable[dict[str, Any]]:

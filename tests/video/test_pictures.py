@@ -1,7 +1,8 @@
-"""A folder of pictures: in the order of their names, each the right one."""
+"""Pictures, alone or in a folder: in the order of their names, each the right one, upright."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from holitom_cli.errors import VideoError
+from holitom_cli.types import Sampling
 from holitom_cli.video import probe, read
 from tests import clips
+from tests.video import exif
 
 
 def picture(path: Path, number: int) -> None:
@@ -96,3 +99,62 @@ def test_pictures_are_turned_as_their_exif_data_says(tmp_path: Path, number: int
     for y in (16, expected.shape[0] - 16):
         for x in (16, expected.shape[1] - 16):
             np.testing.assert_allclose(pixels[round(y * tall), round(x * wide)], expected[y, x], atol=40)
+
+
+def test_pictures_of_a_folder_may_be_turned_each_in_its_own_way(tmp_path: Path) -> None:
+    """As when a phone was held upright for some of them; the first one has the shape that all get."""
+    for number in range(1, 9):
+        (tmp_path / f"{number}.jpg").write_bytes(exif.jpeg(number, orientation=number))
+    frames = read(tmp_path, 8)
+    assert clips.numbers_in(frames.pixels) == [*range(1, 9)]
+    assert (frames.frames_missing, frames.pixels.shape) == (0, (8, 128, 192, 3))
+    (tmp_path / "0.jpg").write_bytes(exif.jpeg(0, orientation=6, size=(128, 192)))
+    assert read(tmp_path, 9).pixels.shape == (9, 192, 128, 3)
+    assert clips.numbers_in(read(tmp_path, 9).pixels) == [*range(9)]
+
+
+def test_control_pictures_that_are_not_turned_are_seen() -> None:
+    for number in range(2, 9):
+        with Image.open(io.BytesIO(exif.jpeg(9, number))) as stored:
+            assert clips.number_in(np.asarray(stored)) != 9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_motion_jpeg_with_exif_data_in_its_frames(tmp_path: Path, orientation: int) -> None:
+    path = exif.motion_jpeg(tmp_path / "clip.avi", orientation, range(5))
+    frames = read(path, 5)
+    assert clips.numbers_in(frames.pixels) == [*range(5)]
+    assert (frames.warnings, frames.pixels.shape) == ((), (5, 128, 192, 3))
+
+
+@pytest.mark.parametrize("name", ["still.jpg", "still.png", "still.bmp", "still.tif", "still.webp", "no_name_for_it"])
+def test_one_picture_is_a_clip_of_one_frame(tmp_path: Path, name: str) -> None:
+    """Whatever it is called: what kind it is stands in the file."""
+    Image.fromarray(clips.draw(5)).save(tmp_path / name, format=None if "." in name else "JPEG", quality=95)
+    frames = read(tmp_path / name, 32)
+    assert clips.numbers_in(frames.pixels) == [5]
+    assert frames.warnings == (
+        "The clip has only 1 of the 32 frames that were asked for.",
+        "The file is a picture: there is one frame.",
+    )
+    assert frames.video is not None
+    assert frames.video.container == "picture"
+    assert read(tmp_path / name, Sampling(at_seconds=(0,))).warnings == ("The file is a picture: there is one frame.",)
+
+
+def test_a_picture_is_upright_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    (tmp_path / "still.jpg").write_bytes(exif.jpeg(3, orientation=6))
+    assert clips.numbers_in(read(tmp_path / "still.jpg", 1).pixels) == [3]
+    (tmp_path / "half.jpg").write_bytes(exif.jpeg(3, orientation=6)[:300])
+    with pytest.raises(VideoError, match=r"^half\.jpg is no picture that can be read\.$"):
+        read(tmp_path / "half.jpg", 1)
+
+
+def test_what_stands_behind_a_picture_is_no_other_frame_and_pictures_in_a_row_are_a_clip(tmp_path: Path) -> None:
+    left, right = (Image.fromarray(clips.draw(number)) for number in (4, 5))
+    left.save(tmp_path / "both.jpg", format="MPO", save_all=True, append_images=[right])
+    assert clips.numbers_in(read(tmp_path / "both.jpg", 8).pixels) == [4]
+    (tmp_path / "row.mjpeg").write_bytes(b"".join(exif.jpeg(number, 1) for number in range(5)))
+    assert clips.numbers_in(read(tmp_path / "row.mjpeg", 8).pixels) == [*range(5)]
+    left.save(tmp_path / "moving.png", save_all=True, append_images=[right])
+    assert clips.numbers_in(read(tmp_path / "moving.png", 8).pixels) == [4, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 from holitom_cli.errors import UsageError
 from holitom_cli.types import Sampling, VideoInfo
+from holitom_cli.video import read
 from holitom_cli.video.sampling import Timeline, most_frames, pick, spacing_warning, uniform_indices
+from tests import clips
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 31, 32, 33, 100, 1323, 86_399])
@@ -61,10 +64,16 @@ JUMPY = Timeline([0.0, 0.1, 0.2, 5.0, 5.1, 9.0], [0, 3], 6)
         ({"num_frames": 3, "start_seconds": 2}, STEADY, [20, 59, 99]),
         ({"num_frames": 3, "start_seconds": 2, "end_seconds": 4}, STEADY, [20, 30, 40]),
         ({"num_frames": 2, "start_seconds": -1.0}, STEADY, [89, 99]),
-        ({"num_frames": 2, "start_seconds": 1.04, "end_seconds": 1.36}, STEADY, [11, 13]),
-        ({"num_frames": 2, "start_seconds": 0.15, "end_seconds": 6}, JUMPY, [2, 4]),
+        ({"num_frames": 2, "start_seconds": 1.04, "end_seconds": 1.36}, STEADY, [10, 13]),
+        ({"num_frames": 2, "start_seconds": 0.15, "end_seconds": 6}, JUMPY, [1, 4]),
         ({"num_frames": 2, "start_seconds": 1, "end_seconds": 4}, JUMPY, [2]),  # on the screen; the next one is at 5 s
+        ({"num_frames": 3, "start_seconds": 1, "end_seconds": 9}, JUMPY, [2, 3, 5]),
         ({"fps": 2, "start_seconds": 1, "end_seconds": 2}, STEADY, [10, 15, 20]),
+        ({"fps": 2, "start_seconds": 1.09, "end_seconds": 2.09}, STEADY, [10, 15, 20]),  # at 1.09, 1.59 and 2.09 s
+        ({"fps": 1, "start_seconds": 1, "end_seconds": 4}, JUMPY, [2]),
+        ({"fps": 1, "start_seconds": 7, "end_seconds": 9}, JUMPY, [4, 5]),
+        ({"fps": 1, "start_seconds": 4.5}, JUMPY, [2, 4]),  # at 4.5, 5.5, 6.5, 7.5 and 8.5 s
+        ({"fps": 1, "start_seconds": -30, "end_seconds": 99}, JUMPY, [0, 2, 3, 4, 5]),
         ({"at_seconds": (3.0, 1.05, -0.1)}, STEADY, [10, 30, 98]),
         ({"at_seconds": (4.9,)}, JUMPY, [2]),
         ({"num_frames": 4, "keyframes": True}, STEADY, [0, 25, 75]),
@@ -97,6 +106,28 @@ def test_what_is_not_as_it_was_asked_for_is_said(wish: dict[str, Any], indices: 
     picked = pick(Sampling(**wish), STEADY)
     assert picked.indices == list(indices)
     assert note in picked.notes[0]
+
+
+@pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv"])
+@pytest.mark.parametrize(
+    ("wish", "numbers"),
+    [
+        ({"num_frames": 8, "start_seconds": 3.0}, [2, 3, 4, 5]),  # frame 2 is on the screen from 0.2 to 5 s
+        ({"num_frames": 8, "start_seconds": 5.0}, [3, 4, 5]),
+        ({"num_frames": 8, "start_seconds": 3.0, "end_seconds": 4.0}, [2]),
+        ({"num_frames": 8, "start_seconds": -1.0}, [4, 5]),
+        ({"at_seconds": (0.15, 4.999, 5.0, 8.9)}, [1, 2, 3, 4]),
+        ({"fps": 1, "start_seconds": 4.5}, [2, 4]),
+    ],
+)
+def test_a_time_means_the_frame_that_is_on_the_screen_then(
+    tmp_path: Path, name: str, wish: dict[str, Any], numbers: list[int]
+) -> None:
+    """In a file of uneven rate, that started well before its time was asked for."""
+    path = clips.make(tmp_path / name, 6, ticks=[0, 100, 200, 5000, 5100, 9000])
+    frames = read(path, Sampling(**wish))
+    assert clips.numbers_in(frames.pixels) == numbers
+    assert [JUMPY.seconds[number] for number in numbers] == pytest.approx(frames.seconds.tolist(), abs=1e-3)
 
 
 def test_what_is_as_it_was_asked_for_needs_no_word() -> None:

@@ -102,12 +102,6 @@ def test_the_content_decides_not_the_name(clip: Path, tmp_path: Path, name: str)
     assert clips.numbers_in(read(tmp_path / name, 3).pixels) == [0, 19, 39]
 
 
-def test_a_still_picture_is_no_video(tmp_path: Path) -> None:
-    Image.fromarray(clips.draw(1)).save(tmp_path / "still.webp")
-    with pytest.raises(VideoError, match=r"^still\.webp is not a video but a webp file\.$"):
-        read(tmp_path / "still.webp")
-
-
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
 def test_cut_off_is_answered_from_what_is_there(clip: Path, tmp_path: Path, share: float) -> None:
     content = clip.read_bytes()
