@@ -66,7 +66,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "flops": set(),
-    "algebra": {"torch", "numpy"},
+    "algebra": {"torch", "numpy", "triton"},
     "report": {"rich", "jinja2", "PIL", "numpy", "av"},
     "__init__": set(),
     "__main__": set(),

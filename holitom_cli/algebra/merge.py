@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    BoolArray = NDArray[np.bool_]
+    IntArray = NDArray[np.int64]
 
 
 class Clusters(NamedTuple):
@@ -45,37 +52,122 @@ def density_peaks(tokens: Tensor, valid: Tensor, centres: Tensor, neighbours: in
         centres: (G,) int64, how many centres each group gets, at most its valid tokens.
         neighbours: k at the most.
     """
-    squared = _squared_distances(tokens, valid)
-    spread = _mean_nearest(squared, centres, neighbours)
-    both = valid[:, :, None] & valid[:, None, :]
-    denser = (spread[:, None, :] < spread[:, :, None]) & both
-    farthest = squared.masked_fill(~both, 0).amax(dim=(1, 2))[:, None]
-    nearest_denser = squared.masked_fill(~denser, torch.inf).amin(2)
-    separation = torch.where(nearest_denser.isinf(), farthest, nearest_denser)
-    scores = (separation.log() / 2 - spread).clamp_min(torch.finfo(torch.float32).min)
-    centre = top_mask(scores.masked_fill(~valid, -torch.inf), centres)
+    width = min(neighbours, tokens.shape[1])
+    k = centres.clamp(1, width)[:, None]
+    near = (torch.arange(width, device=tokens.device) < k) / k
+    share = valid / valid.sum(1, keepdim=True).clamp_min(1)
+    squared, scores = _peaks(tokens, share, torch.zeros_like(share).masked_fill_(~valid, torch.inf), near)
+    centre = top_mask(scores, centres)
     closest = squared.masked_fill(~centre[:, None, :], torch.inf).argmin(2)
     itself = torch.arange(tokens.shape[1], device=tokens.device).expand_as(closest)
     return Clusters(centre, torch.where(centre, itself, closest))
 
 
-def merge_into_centres(tokens: Tensor, valid: Tensor, clusters: Clusters, own_weight: float) -> Tensor:
-    """Blend each centre with the mean of its other members: own_weight * centre + (1 - own_weight) * mean.
+class Wanted(NamedTuple):
+    """What can be said of the clusters of G groups before anybody has looked at the tokens, in rows R of a result.
+
+    All of it is made on the host, so that a GPU has few steps to take. `T` of a group's P tokens take part; up to
+    K centres are chosen in each.
+    """
+
+    row: Tensor  # (G, K) int64, the row that each centre becomes, R for those that a group does not have
+    spare: Tensor  # (G, K) int64, 0 for a centre, P for those that a group does not have
+    base: Tensor  # (G, P) int64, the row of the group's first centre; far below 0 for tokens that take no part
+    missing: Tensor  # (G, K) float32, 0 for a centre, infinite for those that a group does not have
+    share: Tensor  # (G, P) float32, 1 / T for the tokens that take part, 0 for the others
+    absent: Tensor  # (G, P) float32, 0 for the tokens that take part, infinite for the others
+    near: Tensor  # (G, w) float32, 1 / k for the first k nearest tokens, those of a density, then 0
+    weights: Tensor  # (P + 1, 2) float32, what a member and a centre count, by the number of a cluster's tokens
+
+    @classmethod
+    def of(
+        cls, valid: BoolArray, centres: IntArray, first_row: IntArray, rows: int, neighbours: int, own_weight: float
+    ) -> Wanted:
+        """On the CPU.
+
+        Args:
+            valid: (G, P), the tokens that take part.
+            centres: (G,), how many each group gets: at least one, and at most its valid tokens.
+            first_row: (G,), the row of the first one; the others follow.
+            rows: R.
+            neighbours: k at the most.
+            own_weight: of a centre against the mean of its cluster's others; one without others stays as it is.
+        """
+        patches = valid.shape[1]
+        column = np.arange(centres.max(initial=0))
+        there = column < centres[:, None]
+        width = min(neighbours, patches)
+        k = centres.clip(max=width)[:, None]
+        others = np.arange(-1, patches).clip(1)
+        weights = np.empty((patches + 1, 2), np.float32)
+        weights[:, 0], weights[:, 1], weights[:2, 1] = (1 - own_weight) / others, own_weight, 1
+        parts = (
+            np.where(there, first_row[:, None] + column, rows),
+            np.where(there, 0, patches),
+            np.where(valid, first_row[:, None], -(2**40)),
+            np.where(there, _ZERO, _INF),
+            valid * (1 / valid.sum(1, keepdims=True)).astype(np.float32),
+            np.where(valid, _ZERO, _INF),
+            ((np.arange(width) < k) / k).astype(np.float32),
+            weights,
+        )
+        return cls(*map(torch.from_numpy, parts))
+
+    def groups(self, part: slice) -> Wanted:
+        """Some of the groups."""
+        return Wanted._make([*(field[part] for field in self[:-1]), self.weights])
+
+
+_ZERO, _INF = np.float32(0), np.float32(np.inf)
+
+
+class Merged(NamedTuple):
+    """What became of G groups, each of them in up to K clusters."""
+
+    blended: Tensor  # (G, K, D) float32, each centre with the others of its cluster
+    cell: Tensor  # (G, K) int64, column of each centre, ascending; meaningless for those that a group does not have
+    size: Tensor  # (G, K) int64, how many tokens are in the cluster, the centre among them
+    goes_to: Tensor  # (G, P) int64, the row that each token that takes part becomes
+
+
+def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
+    """Choose centres as `density_peaks` does, and blend each with the mean of the others that are closest to it.
 
     Args:
         tokens: (G, P, D) float32.
-        valid: (G, P) bool, the tokens that take part.
-        clusters: from `density_peaks`.
-        own_weight: of the centre itself.
+        wanted: how many centres, and what is to become of them.
+    """
+    squared, scores = _peaks(tokens, wanted.share, wanted.absent, wanted.near)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, : wanted.row.shape[1]]
+    cell = (best + wanted.spare).sort(dim=1).values.clamp_max_(tokens.shape[1] - 1)
+    squared.diagonal(dim1=1, dim2=2).fill_(-1)  # a centre belongs to itself, not to one that equals it
+    away = squared.gather(2, cell[:, None, :].expand(-1, tokens.shape[1], -1))
+    goes_to = away.add_(wanted.missing[:, None]).argmin(2).add_(wanted.base)
+    joins = goes_to[:, None, :] == wanted.row[:, :, None]  # (G, K, P)
+    size = joins.sum(2)
+    member, itself = wanted.weights[size].split(1, 2)
+    blend = (joins * member).scatter_(2, cell[:, :, None], itself)
+    return Merged(blend @ tokens, cell, size, goes_to)
+
+
+def _peaks(tokens: Tensor, share: Tensor, absent: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances / D and the scores of being a centre; the arguments are as of `Wanted`.
 
     Returns:
-        (G, P, D) float32, meaningful at the columns of centres; a centre without members is unchanged.
+        (G, P, P) float32, infinite to and from tokens that take no part, and (G, P) float32, lowest for these.
     """
-    joins = F.one_hot(clusters.member_of, tokens.shape[1]).transpose(1, 2).to(tokens.dtype)  # (G, centre, member)
-    joins = joins * (valid & ~clusters.centre)[:, None, :]
-    members = joins.sum(2, keepdim=True)
-    mean = joins @ tokens / members.clamp_min(1)
-    return torch.where(members > 0, own_weight * tokens + (1 - own_weight) * mean, tokens)
+    centred = tokens - share[:, None] @ tokens  # the difference of large squares would lose digits
+    scale = 1 / tokens.shape[-1]
+    products = torch.baddbmm(tokens.new_empty(1), centred, centred.transpose(1, 2), beta=0, alpha=scale)
+    norms = products.diagonal(dim1=1, dim2=2) + absent
+    squared = (norms[:, :, None] + norms[:, None, :]).sub_(products, alpha=2).clamp_min_(0)
+    nearest = squared.topk(near.shape[1], dim=-1, largest=False).values.clamp_max_(1e30)  # 0 * inf would be NaN
+    spread = nearest @ near[:, :, None]  # (G, P, 1)
+    denser = spread.transpose(1, 2) < spread
+    farthest = squared.nan_to_num(posinf=0).amax(dim=(1, 2))[:, None]
+    separation = torch.where(denser, squared, torch.inf).amin(2).minimum(farthest)
+    # Twice the score. Tokens that equal a denser one are last among those that take part, in their own order.
+    return squared, separation.log_().clamp_min_(-1e30).sub_(spread[:, :, 0], alpha=2)
 
 
 def member_means(tokens: Tensor, row: Tensor, rows: int) -> Tensor:
@@ -129,22 +221,3 @@ def _halvings(slot: Tensor, kept: Tensor) -> Tensor:
     later_slots = folds.flip(0).cumsum(0).flip(0) - folds
     halved = torch.empty_like(slot).scatter_(0, order, from_here - later_slots[slot[order]])
     return torch.where(dropped.bool(), halved, folds[slot])
-
-
-def _squared_distances(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Squared Euclidean distance / D between the tokens of a group: (G, P, D) -> (G, P, P)."""
-    count = valid.sum(1).clamp_min(1)[:, None, None]
-    centred = (tokens - (tokens * valid[:, :, None]).sum(1, keepdim=True) / count) * valid[:, :, None]
-    norms = centred.square().sum(-1)  # centred first: the difference of large squares would lose digits
-    squared = norms[:, :, None] + norms[:, None, :] - 2 * centred @ centred.transpose(1, 2)
-    squared.diagonal(dim1=1, dim2=2).zero_()
-    return (squared.clamp_min(0) / tokens.shape[-1]).masked_fill(~valid[:, None, :], torch.inf)
-
-
-def _mean_nearest(squared: Tensor, centres: Tensor, neighbours: int) -> Tensor:
-    """Mean squared distance to the k nearest tokens, itself included: (G, P, P) -> (G, P)."""
-    width = min(neighbours, squared.shape[-1])
-    nearest = squared.topk(width, dim=-1, largest=False).values
-    k = centres.clamp(1, width)[:, None, None]
-    counted = torch.arange(width, device=squared.device) < k
-    return nearest.where(counted, 0).sum(-1) / k[:, :, 0]

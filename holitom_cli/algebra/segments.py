@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holitom_cli.algebra import kernels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -17,6 +19,8 @@ _CHUNK_FRAMES = 32  # float32 copies of this many frames are held at a time
 
 def neighbour_similarity(tokens: Tensor) -> Tensor:
     """Cosine of every cell with the same cell of the next frame: tokens (F, P, D) -> (F-1, P) float32."""
+    if kernels.runs_on(tokens):
+        return kernels.neighbour_similarity(tokens)
     starts = range(0, len(tokens) - 1, _CHUNK_FRAMES)
     chunks = [tokens[start : start + _CHUNK_FRAMES + 1].float() for start in starts]
     pairs = [torch.cosine_similarity(chunk[:-1], chunk[1:], dim=-1) for chunk in chunks]
@@ -60,31 +64,31 @@ def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
         The segments as ranges of frames, and the number of tokens that merging over time saves.
     """
     frames = len(static) + 1
-    gains = _window_gains(static.numpy()) * frames
+    gains = _window_gains(static.numpy(), max_window - 1) * frames
     saved = [0] * (frames + 1)  # by the first i frames
     start = [0, *range(frames)]  # of the last segment among the first i frames
-    key = np.arange(frames)  # savings before a frame, then the frame: ties prefer the later start
-    for end in range(2, frames + 1):
-        first = max(0, end - max_window)
-        saved[end] = saved[end - 1]
-        if first < end - 1:
-            best = int((key[first : end - 1] + gains[end - 1, first : end - 1]).max())
-            if best // frames > saved[end]:
-                saved[end], start[end] = divmod(best, frames)
-        if end < frames:
-            key[end] += saved[end] * frames
+    best = np.zeros(frames + 1 + gains.shape[1], dtype=np.int64)  # savings, then the start: ties prefer the later one
+    for first in range(frames):
+        windows = best[first + 2 : first + 2 + gains.shape[1]]
+        np.maximum(windows, gains[first] + (saved[first] * frames + first), out=windows)
+        most, begin = divmod(int(best[first + 1]), frames)
+        better = most > saved[first]
+        saved[first + 1] = most if better else saved[first]
+        start[first + 1] = begin if better else first
     return tuple(_backtrack(start)), saved[-1]
 
 
-def _window_gains(static: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Tokens that each window would save: (F-1, P) -> (F, F) by [last frame, first frame]."""
-    steps, frames = len(static), len(static) + 1
-    bins = _lifetimes(static) + np.arange(steps)[:, None] * (frames + 1)
-    histogram = np.zeros((frames, frames + 1), dtype=np.int64)
-    histogram[:-1] = np.bincount(bins.reshape(-1), minlength=steps * (frames + 1)).reshape(steps, frames + 1)
-    at_least = histogram[:, ::-1].cumsum(1)[:, ::-1]  # [s, w]: cells static for w steps from frame s on
-    long = (np.arange(frames)[:, None] - np.arange(frames)).clip(0)
-    gains: NDArray[np.int64] = long * np.take_along_axis(at_least.T, long, 0)
+def _window_gains(static: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
+    """Tokens that windows of 1, 2, ... steps would save: (F-1, P) -> (F, W) by [first frame, steps - 1].
+
+    Windows longer than `most` steps, or than any cell is static, are left out.
+    """
+    lives = _lifetimes(static)
+    longest = min(int(lives.max(initial=0)), most)
+    bins = np.minimum(lives, longest) + np.arange(len(static))[:, None] * (longest + 1)
+    histogram = np.bincount(bins.reshape(-1), minlength=(len(static) + 1) * (longest + 1)).reshape(-1, longest + 1)
+    at_least = histogram[:, :0:-1].cumsum(1)[:, ::-1]  # cells static for so many steps from a frame on
+    gains: NDArray[np.int64] = at_least * np.arange(1, longest + 1)
     return gains
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, merge_into_centres
+from holitom_cli.algebra.kernels import segment_means
+from holitom_cli.algebra.merge import Wanted, merge_by_peaks
 from holitom_cli.algebra.segments import neighbour_similarity, segment
 from holitom_cli.methods import Method
 from holitom_cli.methods.inner import Inner
 from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of
-from holitom_cli.methods.tools.tokens import marked
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
@@ -70,28 +70,30 @@ class HoliTom(Method):
         if video.attention is None:
             raise ValueError("HoliTom needs the attention that each patch receives in the tower")
         tokens, (frames, patches, _) = video.tokens, video.tokens.shape
-        # 1. On the host: segments, from which cells change from frame to frame, and what each keeps of its budget.
-        unchanged, attention = _on_host(neighbour_similarity(tokens) > self.tau, video.attention)
+        # 1. On the host: segments, from which cells change from frame to frame, and all that follows from them.
+        similarity, attention = _on_host(neighbour_similarity(tokens), video.attention)
+        unchanged = similarity > self.tau
         segments, saved = segment(unchanged, self.max_window)
-        share = share_of(self.retain_ratio, frames, patches)
-        plan = _plan(unchanged.numpy(), attention.numpy(), segments, saved, share)
-        source, anchor, static_row, start, group, static, static_count = plan.on(tokens.device)
+        plan = _plan(unchanged.numpy(), attention.numpy(), segments, saved, self)
+        rows, lookup, known, bounds, wanted = plan.on(tokens.device)
         # 2. Changing cells: those that receive the most attention stay as they are. Static ones: averaged over time,
-        #    then clustered in space.
-        blended = tokens[:0, 0]
-        if plan.merged:
-            cells = static.view(-1, patches).bool()
-            blended, goes_to, centre = self._merge_static(tokens, plan.merged, cells, static_count, static_row)
-            source = torch.where(source == _STATIC, goes_to[group].flatten(), source)
-            anchor[static_row] = start[centre // patches] * patches + centre % patches
-        embeds = tokens.flatten(0, 1)[anchor]
-        embeds[static_row] = blended.to(embeds.dtype)
+        #    then clustered in space. The row behind the last one is for clusters that some segments do not have.
+        token, frame, cell, size = rows
+        embeds, goes_to = tokens.flatten(0, 1)[token], []
+        for first in range(0, len(plan.merged), _GROUPS_AT_ONCE):
+            part = slice(first, first + _GROUPS_AT_ONCE)
+            means = segment_means(tokens, plan.merged[part], bounds[part])
+            here = wanted.groups(part)
+            merged = merge_by_peaks(means, here)
+            row = here.row.flatten()
+            embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
+            cell.index_copy_(0, row, merged.cell.flatten())
+            size.index_copy_(0, row, (merged.size * (bounds[part, 1:] - bounds[part, :1])).flatten())
+            goes_to.append(merged.goes_to.flatten())
         # 3. The account of every original token.
-        size = source.new_zeros(len(anchor) + 1)
-        size.scatter_add_(0, torch.where(source < 0, len(anchor), source), torch.ones_like(source))
-        stages = (("temporal merge", frames * patches - saved), ("spatial merge", len(anchor)))
-        place = source.view(frames, patches)
-        return VisualTokens(embeds, anchor // patches, anchor % patches, size[:-1], place, segments, stages)
+        place = torch.cat((*goes_to, known))[lookup].view(frames, patches)
+        stages = (("temporal merge", frames * patches - saved), ("spatial merge", len(embeds) - 1))
+        return VisualTokens(embeds[:-1], frame[:-1], cell[:-1], size[:-1], place, segments, stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Merge once inside (section 3.4), by the last prompt token's attention in the layer before."""
@@ -101,102 +103,100 @@ class HoliTom(Method):
         """The share to keep, plus what rounding up in every frame and segment can add."""
         return min(frames * patches, math.ceil(budget(self.retain_ratio, frames, patches, math.ceil) + 1.5 * frames))
 
-    def _merge_static(
-        self, tokens: Tensor, merged: list[range], static: Tensor, count: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cluster the static cells of G segments.
 
-        Args:
-            tokens: (F, P, D).
-            merged: the segments.
-            static: (G, P) bool.
-            count: (G,) int64 centres of each.
-            rows: (R,) int64 the rows that they become.
-
-        Returns:
-            The merged rows (R, D) float32, the row that each cell goes to (G, P), -1 for none, and the (segment, cell)
-            of each as one index (R,).
-        """
-        means = torch.stack([tokens[s.start : s.stop].mean(0, dtype=torch.float32) for s in merged])
-        clusters = density_peaks(means, static, count, self.neighbours)
-        centre = marked(clusters.centre, len(rows))
-        row = torch.full_like(clusters.member_of, -1)
-        row.view(-1)[centre] = rows
-        goes_to = row.gather(1, clusters.member_of).masked_fill(~static, -1)
-        blended = merge_into_centres(means, static, clusters, self.beta).flatten(0, 1)
-        return blended[centre], goes_to, centre
-
-
-_STATIC = -2  # where static cells go is not known on the host
+_GROUPS_AT_ONCE = 32  # segments whose means, (G, P, D) float32, exist at a time
 
 
 class _Plan(NamedTuple):
-    """What of each frame and segment is kept. G segments have more than one frame."""
+    """What of each frame and segment is kept, in N rows; G segments have static cells of which some are kept."""
 
     merged: list[range]  # the G segments
-    source: IntArray  # (F P,) row that each token goes to, -1 = dropped, or _STATIC
-    anchor: IntArray  # (N,) token that stands where each row does; 0 for static ones
-    static_row: IntArray  # rows that static cells become, segment by segment
-    start: IntArray  # (G,) first frame
-    group: IntArray  # (F,) which of the G segments a frame is in; 0 for a frame on its own
-    static: IntArray  # (G P,) 1 for cells that stay the same over the segment
-    static_count: IntArray  # (G,) how many centres they become
+    wanted: Wanted  # what becomes of their static cells
+    rows: IntArray  # (4, N + 1) token, frame and cell that stand where each row does, and 1; of static rows the frame
+    lookup: IntArray  # (F P,) where the row of each token is found: among G P cells, or behind them in -1, 0, ... N - 1
 
-    def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Everything but the segments, moved to a device at once."""
-        parts = self[1:]
-        together = torch.from_numpy(np.concatenate(parts)).to(device)
-        moved: tuple[Tensor, ...] = together.split([len(part) for part in parts])
-        return moved
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Wanted]:
+        """Rows, lookup, -1 to N - 1, the first and the last frame + 1 of the segments (G, 2), and what is wanted.
+
+        All are moved at once.
+        """
+        bounds = np.array([(part.start, part.stop) for part in self.merged], dtype=np.int64).reshape(-1, 2)
+        known = np.arange(-1, self.rows.shape[1] - 1)
+        mine = map(torch.from_numpy, (bounds, self.rows, self.lookup, known))
+        bounds_, rows, lookup, known_, *wanted = _moved([*mine, *self.wanted], device)
+        return rows, lookup, known_, bounds_, Wanted(*wanted)
 
 
-def _on_host(unchanged: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, for one wait: (F-1, P) bool, (F, P) float32."""
-    together = torch.cat((unchanged.float(), attention)).cpu()
-    return together[: len(unchanged)] > 0, together[len(unchanged) :]
+def _moved(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors on the CPU, those of wider numbers first, to a device at once."""
+    together = np.concatenate([part.numpy().reshape(-1).view(np.uint8) for part in parts])
+    moved = torch.from_numpy(together).to(device).split([part.nbytes for part in parts])
+    return [words.view(part.dtype).view(part.shape) for words, part in zip(moved, parts, strict=True)]
+
+
+def _on_host(similarity: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, for one wait: (F-1, P) and (F, P) float32."""
+    together = torch.cat((similarity, attention)).cpu()
+    return together[: len(similarity)], together[len(similarity) :]
 
 
 def _plan(
-    unchanged: BoolArray, attention: FloatArray, segments: tuple[range, ...], saved: int, retain_ratio: float
+    unchanged: BoolArray, attention: FloatArray, segments: tuple[range, ...], saved: int, method: HoliTom
 ) -> _Plan:
     """Share the budget out: unchanged (F-1, P), attention (F, P)."""
     frames, patches = attention.shape
     original = frames * patches
-    ratio = min(retain_ratio / ((original - saved) / original), 1)  # in this order: rounding up is sensitive
-    merged = [s for s in segments if len(s) > 1]
-    group = np.zeros(frames, dtype=np.int64)
-    static = np.zeros((len(merged), patches), dtype=bool)
-    changing = np.ones((frames, patches), dtype=bool)
-    for index, s in enumerate(merged):
-        group[s.start : s.stop] = index
-        static[index] = unchanged[s.start : s.stop - 1].all(0)
-        changing[s.start : s.stop] = ~static[index]
-    changing_count = np.ceil(changing.sum(1) * ratio).astype(np.int64)
-    static_count = np.round(static.sum(1) * ratio).astype(np.int64)
-    is_static = _kinds(segments, changing_count, static_count)
-    source = np.where(changing, -1, _STATIC).reshape(-1)
-    chosen = _highest(np.where(changing, attention, -np.inf), changing_count)
-    anchor = np.zeros(len(is_static), dtype=np.int64)
-    anchor[~is_static] = chosen
-    source[chosen] = np.flatnonzero(~is_static)
-    start = np.array([s.start for s in merged], dtype=np.int64)
-    rows = np.flatnonzero(is_static)
-    return _Plan(merged, source, anchor, rows, start, group, static.astype(np.int64).reshape(-1), static_count)
+    share = share_of(method.retain_ratio, frames, patches)
+    ratio = min(share / ((original - saved) / original), 1)  # in this order: rounding up is sensitive
+    # By segment: its static cells, and how many rows they and the changing cells of each of its frames become.
+    start = np.array([part.start for part in segments])
+    length = np.diff(start, append=frames)
+    static = _static(unchanged, start, length)
+    cells = static.sum(1)
+    centres = np.round(cells * ratio).astype(np.int64)
+    each = np.ceil((patches - cells) * ratio).astype(np.int64)
+    # By row: first a segment's static rows, then its frames' rows.
+    first_row = np.cumsum(centres + each * length) - centres - each * length
+    segment_of = np.repeat(np.arange(len(segments)), length)
+    chosen = _highest(attention, ~static[segment_of], each[segment_of])
+    row = np.arange(len(chosen)) + np.repeat(centres.cumsum(), each * length)
+    total = len(chosen) + int(centres.sum())
+    rows = np.zeros((4, total + 1), dtype=np.int64)
+    rows[1, :-1] = np.repeat(start, centres + each * length)
+    rows[0, row], rows[1, row], rows[2, row] = chosen, chosen // patches, chosen % patches
+    rows[3] = 1
+    # By token: static ones find their row where the clusters of their segment write it.
+    busy = np.flatnonzero(centres)
+    group = np.full(len(segments), -1)
+    group[busy] = np.arange(len(busy))
+    behind = len(busy) * patches
+    lookup = np.where(static & (centres > 0)[:, None], group[:, None] * patches + np.arange(patches), behind)
+    lookup = lookup[segment_of].reshape(-1)
+    lookup[chosen] = behind + 1 + row
+    wanted = Wanted.of(static[busy], centres[busy], first_row[busy], total, method.neighbours, method.beta)
+    return _Plan([segments[index] for index in busy], wanted, rows, lookup)
 
 
-def _kinds(segments: tuple[range, ...], changing_count: IntArray, static_count: IntArray) -> BoolArray:
-    """By row, whether it is static: first a segment's static rows, then its frames' rows."""
-    kinds: list[bool] = []
-    centres = iter(static_count.tolist())
-    for s in segments:
-        kinds += [True] * (next(centres) if len(s) > 1 else 0)
-        kinds += [False] * int(changing_count[s.start : s.stop].sum())
-    return np.array(kinds, dtype=bool)
+def _static(unchanged: BoolArray, start: IntArray, length: IntArray) -> BoolArray:
+    """Cells that stay the same over each of S segments: unchanged (F-1, P), start and length (S,) -> (S, P)."""
+    steps = np.ones((len(unchanged) + 1, unchanged.shape[1]), dtype=bool)
+    steps[:-1] = unchanged
+    steps[start + length - 1] = True  # from one segment to the next
+    static: BoolArray = np.logical_and.reduceat(steps, start) & (length > 1)[:, None]
+    return static
 
 
-def _highest(scores: FloatArray, count: IntArray) -> IntArray:
-    """Flat indices, ascending, of the highest scores of each row, so many; equal scores go to the lower column."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    mask = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(mask, order, np.arange(scores.shape[1]) < count[:, None], 1)
-    return np.flatnonzero(mask)
+def _highest(scores: FloatArray, allowed: BoolArray, count: IntArray) -> IntArray:
+    """Flat indices, ascending, of the highest scores allowed in each row, so many; equal ones go to the lower column.
+
+    Args:
+        scores: (R, P) float32.
+        allowed: (R, P).
+        count: (R,), at most as many as are allowed.
+    """
+    columns = scores.shape[1]
+    bits = (scores + np.float32(0)).view(np.int32)  # -0 and 0 are equal
+    ordered = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)  # as integers, which sort faster, and stand apart:
+    keys = np.where(allowed, ordered * columns + np.arange(columns)[::-1], np.iinfo(np.int64).min)
+    least = np.take_along_axis(np.sort(keys, 1), (columns - count).clip(max=columns - 1)[:, None], 1)
+    return np.flatnonzero((keys >= least) & (count > 0)[:, None])

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import Clusters, density_peaks, fold, member_means, merge_into_centres, top_mask
+from holitom_cli.algebra.merge import (
+    Merged,
+    Wanted,
+    density_peaks,
+    fold,
+    member_means,
+    merge_by_peaks,
+    top_mask,
+)
 
 Rows = list[list[float]]
 
@@ -49,19 +58,34 @@ def slow_blend(rows: Rows, centre: int, member_of: list[int], own_weight: float)
     ]
 
 
+def merged(tokens: Tensor, valid: Tensor, counts: list[int], neighbours: int = 7, beta: float = 0.6) -> Merged:
+    """Groups in rows that follow one another."""
+    centres = np.array(counts)
+    first, rows = centres.cumsum() - centres, int(centres.sum())
+    return merge_by_peaks(tokens, Wanted.of(valid.numpy(), centres, first, rows, neighbours, beta))
+
+
 def assert_like_the_loops(tokens: Tensor, valid: Tensor, counts: list[int], neighbours: int, beta: float) -> None:
     clusters = density_peaks(tokens, valid, torch.tensor(counts), neighbours)
-    merged = merge_into_centres(tokens, valid, clusters, beta)
+    busy = [g for g, count in enumerate(counts) if count]
+    found = merged(tokens[busy], valid[busy], [counts[g] for g in busy], neighbours, beta)
+    row = 0
     for g, count in enumerate(counts):
         columns = valid[g].nonzero()[:, 0].tolist()
         rows = tokens[g, columns].double().tolist()
         chosen, member_of = slow_peaks(rows, count, neighbours)
-        assert clusters.centre[g].nonzero()[:, 0].tolist() == [columns[c] for c in chosen]
-        if count:
-            assert clusters.member_of[g, columns].tolist() == [columns[c] for c in member_of]
-        for c in chosen:
-            expected = torch.tensor(slow_blend(rows, c, member_of, beta))
-            torch.testing.assert_close(merged[g, columns[c]], expected, atol=2e-6, rtol=2e-6)
+        places = [columns[c] for c in chosen]
+        assert clusters.centre[g].nonzero()[:, 0].tolist() == places
+        if not count:
+            continue
+        at = busy.index(g)
+        assert clusters.member_of[g, columns].tolist() == [columns[c] for c in member_of]
+        assert found.cell[at, :count].tolist() == places
+        assert found.goes_to[at, columns].tolist() == [row + chosen.index(c) for c in member_of]
+        assert found.size[at, :count].tolist() == [member_of.count(c) for c in chosen]
+        expected = torch.tensor([slow_blend(rows, c, member_of, beta) for c in chosen])
+        torch.testing.assert_close(found.blended[at, :count], expected, atol=2e-6, rtol=2e-6)
+        row += count
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 12.0])  # at 12 the densities underflow in float32
@@ -112,24 +136,24 @@ def test_tokens_left_out_change_nothing() -> None:
     after = density_peaks(moved, valid, torch.tensor([4]), 7)
     assert torch.equal(before.centre, after.centre)
     assert not (before.centre & ~valid).any()
-    merged = [merge_into_centres(t, valid, before, 0.6)[before.centre] for t in (tokens, moved)]
-    torch.testing.assert_close(*merged)
+    torch.testing.assert_close(merged(tokens, valid, [4]), merged(moved, valid, [4]))
 
 
 def test_control_another_weight_and_other_neighbours_are_seen() -> None:
     tokens, valid = noise(1, 30, 5), torch.ones(1, 30, dtype=torch.bool)
     seven, two = (density_peaks(tokens, valid, torch.tensor([9]), k) for k in (7, 2))
     assert not torch.equal(seven.centre, two.centre)
-    heavy, light = (merge_into_centres(tokens, valid, seven, beta) for beta in (0.6, 0.5))
+    heavy, light = (merged(tokens, valid, [9], beta=beta).blended for beta in (0.6, 0.5))
     assert (heavy - light).abs().max() > 1e-2
 
 
 def test_a_centre_without_members_is_unchanged() -> None:
-    clusters = Clusters(torch.tensor([[True, False, True]]), torch.tensor([[0, 0, 2]]))
-    tokens = noise(1, 3, 4)
-    merged = merge_into_centres(tokens, torch.ones(1, 3, dtype=torch.bool), clusters, 0.6)
-    assert torch.equal(merged[0, 2], tokens[0, 2])
-    torch.testing.assert_close(merged[0, 0], 0.6 * tokens[0, 0] + 0.4 * tokens[0, 1])
+    tokens = noise(1, 6, 4)
+    found = merged(tokens, torch.ones(1, 6, dtype=torch.bool), [4])
+    alone = found.size[0] == 1
+    assert 0 < alone.sum() < 4
+    assert torch.equal(found.blended[0, alone], tokens[0, found.cell[0, alone]])
+    assert not torch.isclose(found.blended[0, ~alone], tokens[0, found.cell[0, ~alone]]).any()
 
 
 @pytest.mark.parametrize("columns", [1, 2, 50])

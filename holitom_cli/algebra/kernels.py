@@ -1,0 +1,67 @@
+"""Sums over all tokens of a clip, each one kernel on an NVIDIA GPU that reads every token once, and copies none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WIDE = 1024  # features of a token that a program adds up at a time
+
+
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Whether Triton compiles for this process's GPU (there is a Triton, a C compiler, a GPU that is not too old)."""
+    try:
+        neighbour_similarity(torch.zeros(2, 1, 16, device="cuda", dtype=dtype))
+        torch.cuda.synchronize()
+    except Exception:  # whatever it is, plain torch does the same
+        return False
+    return True
+
+
+@cache
+def _triton() -> Any:
+    from holitom_cli.algebra import triton_kernels
+
+    return triton_kernels
+
+
+def runs_on(tokens: Tensor) -> bool:
+    """Whether the kernels are for these tokens; float32 keeps to plain torch, which tests compare with."""
+    return tokens.is_cuda and tokens.dtype in (torch.float16, torch.bfloat16) and _works(tokens.dtype)
+
+
+def neighbour_similarity(tokens: Tensor) -> Tensor:
+    """Cosine of every cell with the same cell of the next frame: tokens (F, P, D) -> (F-1, P) float32."""
+    frames, patches, width = tokens.shape
+    out = torch.empty(max(0, frames - 1), patches, device=tokens.device)
+    if out.numel():
+        with torch.cuda.device_of(tokens):
+            _triton().neighbour_similarity[(out.numel(),)](tokens.contiguous(), out, patches, width, BLOCK=_WIDE)
+    return out
+
+
+def segment_means(tokens: Tensor, segments: Sequence[range], bounds: Tensor) -> Tensor:
+    """Mean of every cell over the frames of each of G segments.
+
+    Args:
+        tokens: (F, P, D).
+        segments: of frames.
+        bounds: (G, 2) int64, their first and their last frame + 1, on the device of the tokens.
+
+    Returns:
+        (G, P, D) float32.
+    """
+    if not runs_on(tokens):
+        return torch.stack([tokens[part.start : part.stop].mean(0, dtype=torch.float32) for part in segments])
+    features = tokens.shape[1] * tokens.shape[2]
+    out = torch.empty(len(segments), *tokens.shape[1:], device=tokens.device)
+    with torch.cuda.device_of(tokens):
+        _triton().segment_means[-(-features // _WIDE), len(segments)](
+            tokens.contiguous(), bounds, out, features, BLOCK=_WIDE
+        )
+    return out
