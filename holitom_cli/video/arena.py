@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import tempfile
 from typing import Any
 
 from holitom_cli.errors import VideoError, reason
@@ -64,5 +63,7 @@ class Arena:
             return f"holitom-{os.getpid()}-{os.urandom(8).hex()}"
         if hasattr(os, "memfd_create"):  # Linux: unlike /dev/shm, no container makes it small
             return str(os.memfd_create("holitom"))
+        import tempfile  # the first clip does not wait for what its system does not need
+
         with tempfile.TemporaryFile() as file:
             return str(os.dup(file.fileno()))
