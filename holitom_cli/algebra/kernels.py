@@ -41,7 +41,7 @@ def neighbour_similarity(tokens: Tensor) -> Tensor:
     out = torch.empty(max(0, frames - 1), patches, device=tokens.device)
     if out.numel():
         with torch.cuda.device_of(tokens):
-            _triton().neighbour_similarity[(out.numel(),)](tokens.contiguous(), out, patches, width, BLOCK=_WIDE)
+            _triton().neighbour_similarity[(out.numel(),)](tokens.contiguous(), out, patches, WIDTH=width, BLOCK=_WIDE)
     return out
 
 

@@ -11,17 +11,17 @@ import triton.language as tl
 
 
 @triton.jit
-def neighbour_similarity(tokens, out, patches, width, BLOCK: tl.constexpr):
+def neighbour_similarity(tokens, out, patches, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Cosine of one cell of one frame with the same cell of the next."""
     cell = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    here = tokens + cell * width
-    there = here + patches * width
+    here = tokens + cell * WIDTH
+    there = here + patches * WIDTH
     both = tl.zeros((BLOCK,), tl.float32)
     one = tl.zeros((BLOCK,), tl.float32)
     other = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, width, BLOCK):
-        inside = first + column < width
+    for first in range(0, WIDTH, BLOCK):
+        inside = first + column < WIDTH
         left = tl.load(here + first + column, inside, 0.0).to(tl.float32)
         right = tl.load(there + first + column, inside, 0.0).to(tl.float32)
         both += left * right
@@ -39,6 +39,8 @@ def segment_means(tokens, bounds, out, features, BLOCK: tl.constexpr):
     inside = column < features
     start, stop = tl.load(bounds + 2 * group), tl.load(bounds + 2 * group + 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    for frame in range(start, stop):
+    frame = start
+    while frame < stop:
         total += tl.load(tokens + frame * features + column, inside, 0.0).to(tl.float32)
+        frame += 1
     tl.store(out + group * features + column, total / (stop - start).to(tl.float32), inside)
