@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from holitom_cli.types import ModelShape
@@ -38,11 +39,16 @@ def true_prefill(shape: ModelShape, tokens: Sequence[int]) -> float:
 def true_vision(shape: ModelShape, frames: int, attention: bool, keys: bool = False) -> float:
     """Tower and projector FLOPs; `attention` adds what attention received costs in the last layer, `keys` its keys.
 
-    The pool is left out: a few operations for each value that leaves it.
+    The pool, before the projector's second layer, is left out: a few operations for each value that leaves it.
     """
-    t, c, d = shape.vision_patches, shape.vision_hidden, shape.hidden
+    t, c = shape.vision_patches, shape.vision_hidden
     layer = 2 * t * (4 * c**2 + 2 * c * shape.vision_intermediate) + 4 * t**2 * c
-    projector = 2 * t * c * d + 2 * t * d**2
     received = 4 * t * c**2 + 2 * t**2 * c if attention else 0
     received += 2 * t * c**2 if keys else 0
-    return float(frames * (2 * t * shape.patch_pixels * c + shape.vision_layers * layer + projector + received))
+    return float(frames * (2 * t * shape.patch_pixels * c + shape.vision_layers * layer + projector(shape) + received))
+
+
+def projector(shape: ModelShape) -> int:
+    """FLOPs of the projector for one frame: its first layer on every patch, its second on the pooled ones."""
+    pooled = math.ceil(math.isqrt(shape.vision_patches) / 2) ** 2
+    return 2 * shape.hidden * (shape.vision_patches * shape.vision_hidden + pooled * shape.hidden)

@@ -46,10 +46,8 @@ def vision(model: Model, frames: int, *, attention: bool) -> Work:
 def project(model: Model, frames: int) -> Work:
     """Projector and pool, a part of `vision`."""
     shape = model.info.shape
-    patches = frames * shape.vision_patches
-    arithmetic = 2 * patches * (shape.vision_hidden * shape.hidden + shape.hidden**2)
-    entering = patches * shape.vision_hidden * model.dtype.itemsize
-    return Work(arithmetic, weight_bytes(model.projector) + entering + token_bytes(model, frames))
+    entering = frames * shape.vision_patches * shape.vision_hidden * model.dtype.itemsize
+    return Work(frames * flops.projector(shape), weight_bytes(model.projector) + entering + token_bytes(model, frames))
 
 
 def compress(model: Model, frames: int, kept: int) -> Work:

@@ -57,8 +57,15 @@ def encode(
 
 
 def project(model: Model, hidden: Tensor) -> Tensor:
-    """Projector and pool: states leaving the tower (f, T, C) -> visual tokens (f, P, D) on the model's device."""
-    return pool(model.projector(hidden.to(device_of(model.projector)))).to(model.device)
+    """Projector and pool: states leaving the tower (f, T, C) -> visual tokens (f, P, D) on the model's device.
+
+    The pool is linear and its weights add up to 1, so that it may come before the projector's second layer, which then
+    has a quarter of the products. In exact numbers the result is the library's.
+    """
+    projector = model.projector
+    inner = projector.act(projector.linear_1(hidden.to(device_of(projector))))
+    tokens: Tensor = projector.linear_2(pool(inner))
+    return tokens.to(model.device)
 
 
 def pool(maps: Tensor) -> Tensor:

@@ -231,7 +231,8 @@ def test_decoding_counts_every_matrix_once_and_the_cache(model: Model) -> None:
 
 def test_projector_is_its_two_matrices(model: Model) -> None:
     found = work.project(model, 3)
-    assert found.flops == sum(2 * part.numel() for part in weights(model.projector)) * 3 * 729
+    first, second = (2 * part.numel() for part in weights(model.projector))
+    assert found.flops == 3 * (729 * first + 196 * second)
     assert found.flops < work.vision(model, 3, attention=False).flops < work.vision(model, 3, attention=True).flops
 
 

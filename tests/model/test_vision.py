@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from holitom_cli import load_model, methods, watch
 from holitom_cli.methods import Method
 from holitom_cli.model import Model
-from holitom_cli.model.vision import encode, pool
+from holitom_cli.model.vision import encode, pool, project
 from holitom_cli.types import Frames, VideoFeatures, VisualTokens
 
 
@@ -31,6 +33,24 @@ def test_pool_is_the_librarys_resize(grid: int) -> None:
     resized = F.interpolate(planes, size=(half, half), mode="bilinear").permute(0, 2, 3, 1).reshape(2, half**2, 5)
     assert torch.equal(pool(maps), resized)
     assert grid == 1 or not torch.allclose(pool(maps.flip(1)), resized)  # control: another order of patches
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_pooling_early_is_pooling_late(model: Model, dtype: torch.dtype, bound: float) -> None:
+    """Relative, in the Frobenius norm; the library pools what leaves the projector."""
+    projector = deepcopy(model.projector).to(dtype)
+    torch.nn.init.normal_(projector.linear_2.bias)
+    hidden = torch.randn(2, 729, model.info.shape.vision_hidden, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = pool(projector.float()(hidden.float()))
+    part: Any = SimpleNamespace(projector=projector.to(dtype), device=model.device)
+    found = project(part, hidden)
+
+    def off(other: torch.Tensor) -> float:
+        return float((found.float() - other).norm() / exact.norm())
+
+    assert off(exact) < bound
+    assert off(pool(projector.float()(hidden.float().flip(1)))) > 10 * bound  # control: another order of patches
 
 
 def test_keys_are_the_last_layers_mean_over_heads(model: Model) -> None:
