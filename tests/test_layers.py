@@ -37,10 +37,11 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"errors", "types", "clock", "flops", "methods", "model", "pipeline", "check"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
     "batch": {"__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline"},
+    "serve": {"errors", "types", "clock", "video", "methods", "model", "pipeline", "batch"},
     "report": {"errors", "types"},
     "cli": {
         "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",
-        "batch", "report", "check", "bench", "conversation",
+        "batch", "report", "check", "bench", "conversation", "serve",
     },
     "__init__": {"methods", "model", "pipeline", "conversation"},
     "__main__": {"cli"},
@@ -60,6 +61,9 @@ OWNERS = {
     "av": {"video", "quality", "report"},
     "decord": {"video"},
     "ray": {"batch"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "prometheus_client": {"serve"},
 }
 # Rooms that get by with so few libraries that these can be listed.
 LIBRARIES: dict[str, set[str]] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from holitom_cli.errors import DeviceError, HolitomError, UsageError, VideoError
 
-class Refused(Exception):
+
+class Refused(Exception):  # noqa: N818  # it is no failure of ours
     """A request that is not served: one sentence, a hint, the HTTP status and a word that programs can compare.
 
     `param` names the field of the request that is to blame, as OpenAI's error object does; `retry_after_s` (seconds)
@@ -44,3 +46,33 @@ class Refused(Exception):
 
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+# What users of the command line are told to change, as clients know it.
+_OPTIONS = {
+    "--num-frames": "holitom.num_frames",
+    "--retain-ratio": "holitom.settings.retain_ratio",
+    "--start": "holitom.start",
+    "--end": "holitom.end",
+}
+
+
+def refusal(error: HolitomError) -> Refused:
+    """What a client is told of an error of another room; hints about the server's own options are not for them."""
+    hint = error.hint
+    for option, field in _OPTIONS.items():
+        hint = hint.replace(option, field)
+    if "--" in hint or "holitom ask" in hint:
+        hint = ""
+    if isinstance(error, VideoError):
+        return Refused(400, error.message, hint, "unreadable_video", param="messages")
+    if isinstance(error, UsageError):
+        return Refused(400, error.message, hint, "invalid_value")
+    if isinstance(error, DeviceError):
+        return Refused(503, error.message, hint, "out_of_memory", retry_after_s=_MEMORY_SECONDS)
+    if error.stage == "serve":
+        return Refused(503, error.message, hint, "shutting_down", retry_after_s=_RESTART_SECONDS)
+    return Refused(500, error.message, hint, "internal_error")
+
+
+_MEMORY_SECONDS = 5  # other answers have ended by then
+_RESTART_SECONDS = 30  # a server that is begun anew has loaded its model by then

@@ -1,0 +1,106 @@
+"""The process's side of the server: its socket, its signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from holitom_cli.errors import UsageError, reason
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from holitom_cli.serve.app import Service
+
+# The grace time in three: answers may end; those that have not are told so; the engine ends the step that it is in.
+_ANSWERS, _WORDS, _STEP = 0.7, 0.1, 0.15
+_WAITING_CONNECTIONS = 2048  # that the system holds until they are accepted
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address; port 0 is any that is free.
+
+    Raises:
+        UsageError: nothing can listen there.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_WAITING_CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        told = reason(error)
+        raise UsageError(f"Nothing can listen at {host} port {port}: {told}.", "Choose another --port.") from error
+
+
+def prepare(service: Service, app: ASGIApp, grace_seconds: float) -> Server:
+    """A server that at its end gives answers under way some seconds to finish."""
+    config = uvicorn.Config(
+        app, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=(_ANSWERS + _WORDS) * grace_seconds,  # type: ignore[arg-type]  # asyncio takes parts
+    )  # fmt: skip
+    return Server(config, service, grace_seconds)
+
+
+def run(server: Server, at: socket.socket) -> None:
+    """Serve until a signal comes or the engine fails.
+
+    Raises:
+        Exception: that ended the engine, as where the model cannot be loaded.
+    """
+    asyncio.run(server.serve([at]))
+    if failure := server.service.engine.failure:
+        raise failure
+
+
+class Server(uvicorn.Server):
+    """Ends as `holitom` does, not by raising the signal once more."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace_seconds: float) -> None:
+        super().__init__(config)
+        self.service = service
+        self.signal: int | None = None  # that ended it
+        self.engine_ended = False  # its thread, in time
+        self._grace_seconds = grace_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.service.engine.on_failure = self._end
+        self.service.engine.start(asyncio.get_running_loop())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.answering.draining = True
+        engine, loop = self.service.engine, asyncio.get_running_loop()
+        cutting = loop.call_later(_ANSWERS * self._grace_seconds, engine.cut_off)
+        await super().shutdown(sockets)
+        cutting.cancel()
+        self.service.watching.close()
+        # In a thread of its own: the engine may have something to tell the loop.
+        self.engine_ended = await asyncio.to_thread(engine.stop, _STEP * self._grace_seconds)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a signal handler's arguments
+        if self.signal is not None:
+            self.force_exit = True  # the second one waits for nobody
+        self.signal = self.signal or sig
+        self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
