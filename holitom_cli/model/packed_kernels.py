@@ -14,7 +14,7 @@ from torch import Tensor
 _ROWS = 4  # of the matrix, for each program
 _TILES = {8: 512, 4: 128}  # numbers, or words of eight, that a program reads of a row at a time: 16 bytes a thread
 _WARPS = 1  # none waits for another: what it needs of the states, it reads itself
-_UNPACKED_WORDS, _UNPACKING_WARPS = 512, 4
+_UNPACKED_NUMBERS, _UNPACKED_WORDS, _UNPACKING_WARPS = 2048, 512, 4
 _TOGETHER_ROWS, _TOGETHER_WARPS = 16, 2  # where tensor cores multiply
 _FEWEST_STATES = 16  # that they multiply
 _TOGETHER_TILES = {8: 4096, 4: 512}  # numbers or words, times states: what 48 KiB of shared memory hold three times
@@ -71,12 +71,16 @@ def several_rows(states: Tensor, values: Tensor, steps: Tensor, bias: Tensor | N
 
 
 def unpack(values: Tensor, steps: Tensor, weights: Tensor) -> None:
-    """Write the matrix (N, K) that 4-bit numbers stand for."""
-    rows, words = values.shape
-    grid = (rows, triton.cdiv(words, _UNPACKED_WORDS))
-    sizes = words, words // steps.shape[1], _UNPACKED_WORDS
+    """Write the matrix (N, K) that packed numbers stand for, each rounded once."""
+    rows, columns = values.shape
     with torch.cuda.device_of(values):
-        _unpack_4[grid](values, steps.view(torch.int32), weights, *sizes, num_warps=_UNPACKING_WARPS)
+        if values.dtype == torch.int8:
+            grid = (rows, triton.cdiv(columns, _UNPACKED_NUMBERS))
+            _unpack_8[grid](values, steps, weights, columns, _UNPACKED_NUMBERS, num_warps=_UNPACKING_WARPS)
+        else:
+            grid = (rows, triton.cdiv(columns, _UNPACKED_WORDS))
+            sizes = columns, columns // steps.shape[1], _UNPACKED_WORDS
+            _unpack_4[grid](values, steps.view(torch.int32), weights, *sizes, num_warps=_UNPACKING_WARPS)
 
 
 def try_out() -> None:
@@ -93,6 +97,7 @@ def try_out() -> None:
         product(states, words, pairs, None)
         product(states, numbers, steps, None)
     unpack(words, pairs, states.new_empty((16, 128)))
+    unpack(numbers, steps, states.new_empty((16, 128)))
     torch.cuda.synchronize()
 
 
@@ -246,6 +251,16 @@ def _several_rows_4(
         total += tl.load(bias + rows, mask=inside, other=0).to(tl.float32)[None, :]
     at = product + m[:, None] * N + rows[None, :]
     tl.store(at, total.to(product.dtype.element_ty), mask=there[:, None] & inside[None, :])
+
+
+@triton.jit
+def _unpack_8(values, steps, weights, COLUMNS, TILE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    here = column < COLUMNS
+    number = tl.load(values + row * COLUMNS + column, mask=here, other=0).to(tl.float32)
+    at = weights + row * COLUMNS + column
+    tl.store(at, (number * tl.load(steps + row)).to(weights.dtype.element_ty), mask=here)
 
 
 @triton.jit

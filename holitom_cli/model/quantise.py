@@ -143,10 +143,10 @@ def restore(packed: Packed, dtype: torch.dtype) -> Tensor:
     """The matrix (N, K) that the numbers stand for."""
     weights = torch.empty(packed.shape, dtype=dtype, device=packed.values.device)
     kernels = _kernels(packed.values.device.type)
-    if packed.bits == 8:
-        torch.mul(packed.values, packed.steps[:, None], out=weights)
-    elif kernels is not None:
+    if kernels is not None:
         kernels.unpack(packed.values, packed.steps, weights)
+    elif packed.bits == 8:
+        torch.mul(packed.values, packed.steps[:, None], out=weights)
     else:
         for start, stop in pieces(packed.shape, STORED_AT_ONCE):
             weights[start:stop] = _unpacked(packed.rows(start, stop))

@@ -140,10 +140,9 @@ def test_kernels_give_the_same(bits: int) -> None:
                 torch.testing.assert_close(product(states, *packed, added), wanted, rtol=1e-5, atol=1e-4)
                 other = packed._replace(values=packed.values.roll(1, 1))  # control
                 assert (product(states, *other, added) - wanted).abs().max() > 0.1
-        if bits == 4:
-            unpacked = torch.empty(shape)
-            packed_kernels.unpack(*packed, unpacked)
-            torch.testing.assert_close(unpacked, quantise.restore(packed, torch.float32), rtol=1e-6, atol=1e-6)
+        unpacked = torch.empty(shape)
+        packed_kernels.unpack(*packed, unpacked)
+        torch.testing.assert_close(unpacked, quantise.restore(packed, torch.float32), rtol=1e-6, atol=1e-6)
 
 
 COMPILED = """
@@ -173,6 +172,7 @@ for held in (16, 64):
     built(packed_kernels._several_rows_8, [*eight, "i32", "i32"], [3584, True, *size, tile])
     tile = max(16, packed_kernels._TOGETHER_TILES[4] // held)
     built(packed_kernels._several_rows_4, [*four, "i32", "i32"], [448, 16, False, *size, tile])
+built(packed_kernels._unpack_8, ["*i8", "*fp32", "*bf16", "i32"], [2048])
 built(packed_kernels._unpack_4, ["*i32", "*i32", "*bf16", "i32"], [16, 512])
 """
 
