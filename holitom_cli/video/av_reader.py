@@ -19,7 +19,7 @@ from holitom_cli.video.decoding import StretchReader, rgb
 from holitom_cli.video.files import shown
 from holitom_cli.video.hdr import TRANSFERS
 from holitom_cli.video.interlaced import is_woven, shown_of, surrounded
-from holitom_cli.video.opening import frames_of, opened, packets_of
+from holitom_cli.video.opening import check_size, frames_of, opened, packets_of
 from holitom_cli.video.orientation import orientation
 from holitom_cli.video.packets import Packet, Table, starts_closed_group
 from holitom_cli.video.plan import stretches
@@ -29,6 +29,7 @@ from holitom_cli.video.sampling import Timeline, pick
 from holitom_cli.video.worker import Picture
 
 SILENT_PACKETS = {"vp8"}  # its packets may show nothing (alternate reference frames): count by decoding
+WIDEST_PIXEL = 4  # times as wide as high or the other way; 2 is the most that H.264 has a name for (table E-1)
 EARLY_END_SECONDS = 1.0  # the last frame is shown for a while, and clocks are rounded
 EARLIER_START_SECONDS = 2.0
 # Containers whose packets tell when each frame is shown. Others store no such times or not for all frames (AVI, MXF,
@@ -42,7 +43,8 @@ class Facts(NamedTuple):
     format: str  # the demuxer's names
     codec: str
     pixel_format: str
-    size: tuple[int, int]  # width and height as stored, of the first frame; later ones are scaled to it
+    size: tuple[int, int]  # width and height of the first frame before it is turned; later ones are scaled to it
+    square: bool  # so are its pixels
     rotation: int  # clockwise, in degrees
     mirrored: bool
     hdr: str
@@ -98,6 +100,7 @@ class Clip:
                 self._table,
                 mirrored=facts.mirrored,
                 interlaced=facts.interlaced,
+                square=facts.square,
             ),
         }
 
@@ -177,6 +180,8 @@ class Clip:
             announced = clock_seconds(stream.metadata.get("DURATION", ""))
             if kind == "avi":  # counts its frames in ticks; the duration is FFmpeg's guess
                 announced = stream.frames * float(stream.time_base or 0)
+            size = square_size(first, stream)
+            check_size(self.path, *size)
             indexed, length = indexed_count(container, stream), duration_seconds(container, stream)
             if "mp4" in kind and indexed is None:  # nothing else would tell that it is cut off: before av 17, fragments
                 announced = (length or 0.0) + float((stream.start_time or 0) * (stream.time_base or 0))
@@ -184,7 +189,8 @@ class Clip:
                 format=kind,
                 codec=context.codec.canonical_name,
                 pixel_format=context.pix_fmt or "unknown",
-                size=(first.width, first.height),
+                size=size,
+                square=size == (first.width, first.height),
                 rotation=rotation,
                 mirrored=mirrored,
                 hdr=TRANSFERS.get(int(context.color_trc), ""),
@@ -238,6 +244,17 @@ def picture_of(frame: VideoFrame, slot: int, turned: tuple[int, bool], *, deinte
     return Picture(slot, plane, frame.height, frame.width, plane.line_size, *turned, deinterlaced)
 
 
+def square_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """Width and height at which a frame's pixels are square, as players show it: the shorter way is stretched.
+
+    Shapes that no camera or disc has are taken for mistakes.
+    """
+    shape = stream.sample_aspect_ratio or 1
+    if not 1 / WIDEST_PIXEL <= shape <= WIDEST_PIXEL:
+        return frame.width, frame.height
+    return round(frame.width * max(1, shape)), round(frame.height * max(1, 1 / shape))
+
+
 def indexed_count(container: InputContainer, stream: VideoStream) -> int | None:
     """Frames that an MP4's own index names; None where there is no such index or it hides some of them.
 
@@ -253,7 +270,9 @@ def duration_seconds(container: InputContainer, stream: VideoStream) -> float | 
     """What the stream says about its length, else what the container says."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
+    ends = clock_seconds(stream.metadata.get("DURATION", ""))  # of a late track, Matroska says when it ends
+    late = float((stream.start_time or 0) * (stream.time_base or 0)) if ends else 0.0
+    return container.duration / av.time_base - max(0.0, late) if container.duration else None
 
 
 def clock_seconds(clock: str) -> float:

@@ -40,7 +40,7 @@ SLOWEST_DISK_BYTES_PER_SECOND = 20e6  # some containers must be read whole befor
 DECODE_SECONDS = 60.0  # and as long again as the clip lasts: every decoder is faster than that
 ARENA_BYTES = 32 * 1024**2  # of pictures at full size that wait for the parent; fresh memory costs more than a copy
 FEWEST_CELLS = 4
-ROW_PADDING_BYTES = 128  # FFmpeg ends rows where its vector instructions like it
+ROW_PADDING_BYTES = 3 * 64  # FFmpeg ends rows where its vector instructions like it: after up to 64 pixels more
 MORE_TIME = "Allow more time (--decode-timeout), or convert the clip: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 

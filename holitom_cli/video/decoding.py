@@ -6,10 +6,12 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from typing import NamedTuple
 
 import av
 from av.container import InputContainer
+from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -129,5 +131,28 @@ def skips_exactly(stream: VideoStream) -> bool:
 
 
 def rgb(frame: VideoFrame, size: tuple[int, int]) -> VideoFrame:
-    """The frame at this width and height, in the stored orientation."""
+    """The frame at this width and height, in the stored orientation; what is transparent is white."""
+    if is_transparent(frame):
+        frame = on_white(frame.reformat(width=size[0], height=size[1], format="rgba"))
     return frame.reformat(width=size[0], height=size[1], format="rgb24")
+
+
+def is_transparent(frame: VideoFrame) -> bool:
+    """Whether a frame may have transparent places; the colours there mean nothing, and are mostly black."""
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def on_white(frame: VideoFrame) -> VideoFrame:
+    """An RGBA frame on white paper."""
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
+    paper = graph.add("color", f"white:size={frame.width}x{frame.height}")
+    overlay = graph.add("overlay", "format=gbrp")
+    paper.link_to(overlay, 0, 0)
+    source.link_to(overlay, 0, 1)
+    overlay.link_to(graph.add("buffersink"))
+    graph.configure()
+    frame.pts = 0  # where the paper begins
+    graph.vpush(frame)
+    graph.vpush(None)
+    return graph.vpull()

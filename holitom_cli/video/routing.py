@@ -23,7 +23,14 @@ WHOLE_REASON = "decodes the whole clip, whose packets do not tell which frames t
 
 
 def objection_to_decord(
-    container: str, codec: str, pixel_format: str, table: Table, *, mirrored: bool = False, interlaced: bool = False
+    container: str,
+    codec: str,
+    pixel_format: str,
+    table: Table,
+    *,
+    mirrored: bool = False,
+    interlaced: bool = False,
+    square: bool = True,
 ) -> str | None:
     """Why decord must not read this clip, in plain words, or None when it may."""
     if codec not in CODECS:
@@ -34,6 +41,8 @@ def objection_to_decord(
         return f"decord is not exact for {pixel_format} pictures"
     if mirrored:
         return "decord shows mirrored pictures as they are stored"
+    if not square:
+        return "decord shows pixels as squares that are none"
     if interlaced:
         return "decord leaves the lines of interlaced pictures as they are, combed"
     if not table.exact or any(packet.hidden for packet in table.packets):
