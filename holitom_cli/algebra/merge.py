@@ -206,18 +206,12 @@ def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     exact = states.float()
     unit = F.normalize(exact, dim=-1)
     slot = (unit @ unit[kept].T).argmax(1)  # (n,) index into kept
-    slot = slot.index_copy(0, kept, torch.arange(len(kept), device=states.device))
-    weights = exact.new_zeros(len(kept), len(states))
-    weights.scatter_(0, slot[None], torch.exp2(-_halvings(slot, kept).float())[None])
-    return (weights @ exact).to(states.dtype), kept[slot]
-
-
-def _halvings(slot: Tensor, kept: Tensor) -> Tensor:
-    """How often each row is halved: by its own fold and all later ones into its slot; (n,) int64."""
-    dropped = torch.ones_like(slot).index_fill_(0, kept, 0)
-    folds = torch.zeros_like(kept).scatter_add_(0, slot, dropped)  # (m,) into each slot
-    order = slot.argsort(stable=True)  # slot by slot, in position order
-    from_here = dropped[order].flip(0).cumsum(0).flip(0)  # folds from each row on, in its slot and later ones
-    later_slots = folds.flip(0).cumsum(0).flip(0) - folds
-    halved = torch.empty_like(slot).scatter_(0, order, from_here - later_slots[slot[order]])
-    return torch.where(dropped.bool(), halved, folds[slot])
+    weights = torch.empty(len(kept), len(states), device=states.device)
+    torch.eq(torch.arange(len(kept), device=states.device)[:, None], slot, out=weights)  # which row goes where
+    weights.index_fill_(1, kept, 0)
+    folds = weights.cumsum(1)  # into each slot, up to each row
+    total = folds[:, -1:].clone()
+    weights *= folds.sub_(total).exp2_()  # twice what is right, in powers of two and so exactly
+    weights.scatter_(1, kept[:, None], torch.exp2(1 - total))
+    folded = torch.addmm(exact.new_empty(1), weights, exact, beta=0, alpha=0.5)
+    return folded.to(states.dtype), kept[slot].index_copy_(0, kept, kept)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 
-from holitom_cli.algebra.merge import fold, top_mask
+from holitom_cli.algebra.merge import fold
 from holitom_cli.methods import Method
 from holitom_cli.methods.tools.settings import check, check_layer, inner_layer
-from holitom_cli.methods.tools.tokens import keep_all, marked
+from holitom_cli.methods.tools.tokens import keep_all
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
 
@@ -46,7 +45,6 @@ class Inner(Method):
         return {} if layer is None else {layer: Reduction(self._fold_least_attended)}
 
     def _fold_least_attended(self, view: LayerView) -> tuple[Tensor, Tensor]:
-        scores = view.attention[-1:]
-        count = max(1, round(scores.shape[1] * (1 - self.inner_ratio)))  # one has to stay to fold the others into
-        kept = top_mask(scores, torch.full((1,), count, device=scores.device))
-        return fold(view.hidden, marked(kept, count))
+        scores = view.attention[-1]
+        count = max(1, round(len(scores) * (1 - self.inner_ratio)))  # one has to stay to fold the others into
+        return fold(view.hidden, scores.argsort(descending=True, stable=True)[:count].sort().values)

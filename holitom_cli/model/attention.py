@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from holitom_cli.types import Reduction
@@ -42,16 +43,18 @@ def attention_to_span(
     attention = layer.self_attn
     length = rope[0].shape[1]
     first = length - 1 if reduction.rows == "last" else span.stop
-    norm = layer.input_layernorm
     if keys is None:
-        keys = _heads(attention.k_proj, norm(entering.to(device_of(norm))), rope, attention.head_dim)
-    asking = norm(entering[:, entering.shape[1] - length + first :].to(device_of(norm)))
+        keys = _heads(attention.k_proj, _normed(layer, entering), rope, attention.head_dim)
+    asking = _normed(layer, entering[:, entering.shape[1] - length + first :])
     queries = _heads(attention.q_proj, asking, tuple(part[:, first:] for part in rope), attention.head_dim)
-    grouped = queries[0].unflatten(0, (keys.shape[1], -1)).float()  # (Hkv, group, Q, d)
-    scores = grouped @ keys[0, :, None].float().transpose(-1, -2) * attention.scaling
-    columns = torch.arange(scores.shape[-1], device=scores.device)
-    future = columns > torch.arange(first, length, device=scores.device)[:, None]
-    weights = scores.masked_fill_(future, -torch.inf).softmax(-1)[..., span.start : span.stop].flatten(0, 1)
+    # The rows of a group's heads lie behind one another, so that no key is repeated.
+    grouped = queries[0].reshape(keys.shape[1], -1, attention.head_dim).float()  # (Hkv, group * Q, d)
+    scores = (grouped @ keys[0].float().transpose(1, 2)).mul_(attention.scaling).view(-1, length - first, keys.shape[2])
+    if first + 1 < length:  # the last row sees everything
+        columns = torch.arange(keys.shape[2], device=scores.device)
+        future = columns > torch.arange(first, length, device=scores.device)[:, None]
+        scores.masked_fill_(future, -torch.inf)
+    weights = scores.softmax(-1)[..., span.start : span.stop]  # (heads, Q, len(span))
     joined: Tensor = weights.mean(0) if reduction.heads == "mean" else weights.amax(0)
     return joined.to(entering.device)
 
@@ -61,6 +64,14 @@ def device_of(module: Any) -> torch.device:
     hook = getattr(module, "_hf_hook", None)
     planned = getattr(hook, "execution_device", None)
     return next(module.parameters()).device if planned is None else torch.device(planned)
+
+
+def _normed(layer: Any, states: Tensor) -> Tensor:
+    """What a decoder layer's attention reads; in one kernel where its projections are joined, as `layers` has it."""
+    norm = layer.input_layernorm
+    if hasattr(layer.mlp, "gate_up"):
+        return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return norm(states.to(device_of(norm)))  # type: ignore[no-any-return]
 
 
 def _heads(projection: Any, normed: Tensor, rope: tuple[Tensor, ...], head_dim: int) -> Tensor:
