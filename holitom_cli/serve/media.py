@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from holitom_cli.serve.files import FileStore
 from holitom_cli.serve.refusals import Refused
+from holitom_cli.serve.remote import Remote
+from holitom_cli.serve.roots import Roots
 from holitom_cli.serve.spool import in_thread, new_file, new_path, too_large, write_all
 
 _PIECE = 4 * 2**18  # base64 characters that are decoded at a time
+_LONGEST = 8192  # characters of a URL that names a clip; nginx takes as many
+_EXAMPLE = "Send data:video/mp4;base64,..."
 _KNOWN = ("video/", "image/", "application/octet-stream", "application/mp4", "application/ogg")
 
 
@@ -32,8 +36,15 @@ class MediaRules:
 class Media:
     """What knows URLs of clips: data:, file-ID, and where they are allowed file:// and http(s)://."""
 
-    def __init__(self, rules: MediaRules, files: FileStore) -> None:
+    def __init__(self, rules: MediaRules, files: FileStore, remote: Remote | None = None) -> None:
+        """Open clips by these rules; `remote` stands for what would be made of them to fetch with.
+
+        Raises:
+            UsageError: a folder that is allowed is none.
+        """
         self._rules, self._files = rules, files
+        self._roots = Roots(rules.allow_paths, rules.spool)
+        self._remote = remote or Remote(rules.allow_hosts, rules.max_bytes, rules.fetch_seconds)
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Path]:
@@ -42,22 +53,44 @@ class Media:
         Raises:
             Refused: there is none, or the rules do not allow it.
         """
-        scheme = url[:16].partition(":")[0].lower()
         if url.startswith("file-"):
             with self._files.opened(url) as path:
                 yield path
-        elif scheme == "data":
+        elif is_a(url, "file"):
+            _check_length(url)
+            with ExitStack() as ending:
+                yield await in_thread(lambda: ending.enter_context(self._roots.opened(url)))
+        else:
             path = new_path(self._rules.spool)
             try:
-                await in_thread(lambda: write_data(url, path, self._rules.max_bytes))
+                await self._write(url, path)
                 yield path
             finally:
                 path.unlink(missing_ok=True)
-        else:
+
+    async def _write(self, url: str, path: Path) -> None:
+        if is_a(url, "data"):
+            await in_thread(lambda: write_data(url, path, self._rules.max_bytes))
+            return
+        if not (is_a(url, "http") or is_a(url, "https")):
+            raise Refused(400, "The clip's URL is of no kind that is known here.", _EXAMPLE, "unsupported_url")
+        if not self._rules.allow_remote:
             raise Refused(
-                400, "The clip's URL is of no kind that is known here.", "Send data:video/mp4;base64,...",
-                "unsupported_url",
+                403, "This server fetches no clips.", "Upload it, or start the server with --allow-remote.",
+                "remote_not_allowed",
             )  # fmt: skip
+        _check_length(url)
+        await self._remote.fetch(url, path)
+
+
+def is_a(url: str, scheme: str) -> bool:
+    """Whether a URL has this scheme, in whatever case."""
+    return url[: len(scheme) + 1].lower() == f"{scheme}:"
+
+
+def _check_length(url: str) -> None:
+    if len(url) > _LONGEST:
+        raise Refused(400, f"The clip's URL is longer than {_LONGEST:,} characters.", _EXAMPLE, "invalid_url")
 
 
 def write_data(url: str, path: Path, most_bytes: int) -> None:
@@ -98,4 +131,4 @@ def _decode(url: str, start: int, file: BinaryIO, most_bytes: int) -> None:
 
 
 def _no_data(what: str) -> Refused:
-    return Refused(400, f"The data URL {what}.", "Send data:video/mp4;base64,...", "invalid_url")
+    return Refused(400, f"The data URL {what}.", _EXAMPLE, "invalid_url")
