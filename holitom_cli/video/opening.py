@@ -54,9 +54,15 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def moving_pictures(path: str, container: InputContainer) -> VideoStream:
     """The first video stream that is no cover picture, nor a single one where another has more."""
-    # An animated AVIF has a still picture before its frames.
-    for stream in sorted(container.streams.video, key=lambda stream: stream.frames == 1):
+    # An animated AVIF has a still picture before its frames; parts of something stand behind what is whole.
+    order = sorted(container.streams.video, key=lambda stream: (is_part(stream), stream.frames == 1))
+    for stream in order:
         if not stream.disposition & Disposition.attached_pic:
+            if is_part(stream):
+                raise VideoError(
+                    f"{shown(path)} is a picture in tiles, and those are not put together here.",
+                    "Save it as JPEG or PNG.",
+                )
             if stream.codec_context is None:
                 raise VideoError(
                     f"{shown(path)} is in a format that this FFmpeg cannot decode.", "Convert it to H.264."
@@ -67,6 +73,11 @@ def moving_pictures(path: str, container: InputContainer) -> VideoStream:
             return stream
     what = "has sound but no moving pictures" if container.streams.audio else "holds no video"
     raise VideoError(f"{shown(path)} {what}.", "Give a file with a video stream.")
+
+
+def is_part(stream: VideoStream) -> bool:
+    """Whether a stream shows nothing by itself: a tile of a HEIC picture (ISO/IEC 23008-12, 6.6.2.3), for one."""
+    return bool(stream.disposition & Disposition.dependent)
 
 
 def check_size(path: str, width: int, height: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -13,7 +14,7 @@ from holitom_cli.errors import VideoError
 from holitom_cli.types import Sampling
 from holitom_cli.video import probe, read
 from tests import clips
-from tests.video import exif
+from tests.video import exif, heic
 
 
 def picture(path: Path, number: int) -> None:
@@ -158,3 +159,12 @@ def test_what_stands_behind_a_picture_is_no_other_frame_and_pictures_in_a_row_ar
     assert clips.numbers_in(read(tmp_path / "row.mjpeg", 8).pixels) == [*range(5)]
     left.save(tmp_path / "moving.png", save_all=True, append_images=[right])
     assert clips.numbers_in(read(tmp_path / "moving.png", 8).pixels) == [4, 5]
+
+
+@pytest.mark.skipif("libx265" not in av.codecs_available, reason="this FFmpeg has no encoder libx265")
+def test_a_tile_of_a_picture_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Phones store a HEIC picture in tiles; one that is stored whole is read."""
+    paint = clips.draw(5, 256, 256)
+    assert clips.numbers_in(read(heic.make(tmp_path / "whole.heic", paint, 1), 4).pixels) == [5]
+    with pytest.raises(VideoError, match=r"^tiles\.heic is a picture in tiles, and those are not put together here\.$"):
+        read(heic.make(tmp_path / "tiles.heic", paint, 2), 4)
