@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from holitom_cli import methods
+from holitom_cli.algebra.kernels import segment_means
 from holitom_cli.errors import MethodError
 from holitom_cli.methods.full import Full
 from holitom_cli.methods.holitom import HoliTom
 from holitom_cli.types import LayerView, VideoFeatures, VisualTokens
 from tests.algebra.test_merge import slow_blend, slow_fold, slow_peaks
 from tests.algebra.test_segments import slow_segment
+from tests.gpu import compress
 from tests.methods.test_contract import CLIPS, Clip, features
 
 
@@ -140,6 +144,28 @@ def test_without_attention_it_cannot_choose() -> None:
     video = features(CLIPS[4])
     with pytest.raises(ValueError, match="attention"):
         HoliTom().compress(VideoFeatures(video.tokens, None, video.grid))
+
+
+# --- as a GPU is held against a CPU ----------------------------------------------------------
+
+
+def test_the_comparison_of_devices_runs(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--device", "cpu", "--model", str(tiny_checkpoint), "--frames", "12", "--repeats", "1"]
+    assert compress.main(asked) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["equal_share"] for row in record["clips"]] == [1.0] * 5
+    assert record["parts"]["merge inside ms"] > 0
+
+    def other(tokens: torch.Tensor, segments: Any, bounds: torch.Tensor) -> torch.Tensor:
+        means = segment_means(tokens, segments, bounds)
+        other.calls += 1  # type: ignore[attr-defined]
+        return means.flip(1) if other.calls % 2 else means  # type: ignore[attr-defined]
+
+    other.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr("holitom_cli.methods.holitom.segment_means", other)
+    assert compress.main(asked) == 1  # control
 
 
 # --- the whole of it, in loops ---------------------------------------------------------------
