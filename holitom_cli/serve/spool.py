@@ -76,13 +76,16 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         Refused: the disk is full.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            yield file
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                yield file
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno in _FULL:
             raise Refused(507, "The disk of this server is full.", "Try again later.", "disk_full") from error
         raise
 
