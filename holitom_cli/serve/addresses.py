@@ -6,7 +6,10 @@ import ipaddress
 from ipaddress import IPv4Address, IPv6Address
 
 # IANA's registries of special addresses, where Python's `is_global` says otherwise or differs by version.
-_NOT_PUBLIC_4 = [ipaddress.IPv4Network("192.88.99.0/24")]  # relays of 6to4 (RFC 7526)
+_NOT_PUBLIC_4 = [
+    ipaddress.IPv4Network("192.0.0.0/24"),  # protocols' own
+    ipaddress.IPv4Network("192.88.99.0/24"),  # relays of 6to4 (RFC 7526)
+]
 _PUBLIC_6 = ipaddress.IPv6Network("2000::/3")  # all that has been given out (RFC 4291)
 _NOT_PUBLIC_6 = [
     ipaddress.IPv6Network(network)

@@ -111,7 +111,7 @@ class Remote:
                     onward = await self._request(_target(url, self._allow_hosts), path)
                     if onward is None:
                         return
-                    url = urljoin(url, onward)
+                    url = _joined(url, onward)
         except TimeoutError:
             raise _failed(f"could not be fetched within {self._fetch_seconds:g} s") from None
         except _FAILURES as error:
@@ -186,6 +186,13 @@ class _Target(NamedTuple):
 
     url: httpcore2.URL
     headers: list[tuple[bytes | str, bytes | str]]
+
+
+def _joined(url: str, onward: str) -> str:
+    try:
+        return urljoin(url, onward)
+    except ValueError as error:
+        raise _no_url("leads to one that cannot be read") from error
 
 
 def _target(url: str, allow_hosts: frozenset[str]) -> _Target:

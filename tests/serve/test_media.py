@@ -320,13 +320,13 @@ def test_no_step_is_a_link(root: Path, tmp_path: Path) -> None:
 
 def test_no_descriptor_stays_open(spool: Path, root: Path) -> None:
     opener = media(spool, root)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for name in ("inner/clip.mp4", "fifo.mp4", "inner", "nothing", "out.mp4") * 3:
         try:
             content(opener, f"file://{root}/{name}")
         except Refused:
             continue
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_root_has_to_be_a_folder(spool: Path, tmp_path: Path) -> None:
