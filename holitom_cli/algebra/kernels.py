@@ -1,13 +1,19 @@
-"""Sums over all tokens of a clip, each one kernel on an NVIDIA GPU that reads every token once, and copies none."""
+"""What a GPU would take many small steps for, each one kernel on an NVIDIA GPU.
+
+Sums over all tokens of a clip read every token once and copy none; clusters take five kernels instead of some thirty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from holitom_cli.algebra.merge import Wanted
 
 _WIDE = 1024  # features of a token that a program adds up at a time
 
@@ -33,6 +39,11 @@ def _triton() -> Any:
 def runs_on(tokens: Tensor) -> bool:
     """Whether the kernels are for these tokens; float32 keeps to plain torch, which tests compare with."""
     return tokens.is_cuda and tokens.dtype in (torch.float16, torch.bfloat16) and _works(tokens.dtype)
+
+
+def clusters_on(tokens: Tensor) -> bool:
+    """Whether `clusters` is for these means of tokens."""
+    return tokens.is_cuda and _works(torch.float16)
 
 
 def neighbour_similarity(tokens: Tensor) -> Tensor:
@@ -65,3 +76,35 @@ def segment_means(tokens: Tensor, segments: Sequence[range], bounds: Tensor) -> 
             tokens.contiguous(), bounds, out, features, BLOCK=_WIDE
         )
     return out
+
+
+def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centres and who joins them; where `clusters_on` says so.
+
+    Args:
+        products: (G, P, P) float32, of the tokens' differences from their mean, / D.
+        wanted: how many centres, and what is to become of them.
+
+    Returns:
+        what each token counts in each cluster (G, K, P), and the centres' columns (G, K), the clusters' sizes (G, K)
+        and the row that each token becomes (G, P), as of `Merged`.
+    """
+    groups, patches = products.shape[:2]
+    most, near = wanted.row.shape[1], wanted.near.shape[1]
+    squared = torch.empty_like(products)
+    spread, farthest, score = products.new_empty(3, groups, patches)
+    rank = torch.empty(groups, patches, dtype=torch.int32, device=products.device)
+    goes_to = torch.empty_like(wanted.base)
+    blend = products.new_empty(groups, most, patches)
+    cell, size = torch.empty_like(wanted.row), torch.empty_like(wanted.row)
+    sizes = {"P": patches, "BLOCK": 1 << (patches - 1).bit_length()}
+    every, made = (patches, groups), _triton()
+    with torch.cuda.device_of(products):
+        made.densities[every](products, wanted.absent, wanted.near, squared, spread, farthest, NEAR=near, **sizes)
+        made.scores[every](squared, spread, farthest, score, **sizes)
+        made.ranks[every](score, rank, **sizes)
+        made.joins[every](squared, rank, wanted.centres, wanted.base, goes_to, **sizes)
+        made.blends[most, groups](
+            rank, wanted.centres, goes_to, wanted.row, wanted.weights, blend, cell, size, most, **sizes
+        )
+    return blend, cell, size, goes_to

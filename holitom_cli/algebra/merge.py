@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holitom_cli.algebra import kernels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -56,7 +58,8 @@ def density_peaks(tokens: Tensor, valid: Tensor, centres: Tensor, neighbours: in
     k = centres.clamp(1, width)[:, None]
     near = (torch.arange(width, device=tokens.device) < k) / k
     share = valid / valid.sum(1, keepdim=True).clamp_min(1)
-    squared, scores = _peaks(tokens, share, torch.zeros_like(share).masked_fill_(~valid, torch.inf), near)
+    absent = torch.zeros_like(share).masked_fill_(~valid, torch.inf)
+    squared, scores = _peaks(_products(tokens, share), absent, near)
     centre = top_mask(scores, centres)
     closest = squared.masked_fill(~centre[:, None, :], torch.inf).argmin(2)
     itself = torch.arange(tokens.shape[1], device=tokens.device).expand_as(closest)
@@ -70,6 +73,7 @@ class Wanted(NamedTuple):
     K centres are chosen in each.
     """
 
+    centres: Tensor  # (G,) int64, how many each group gets
     row: Tensor  # (G, K) int64, the row that each centre becomes, R for those that a group does not have
     spare: Tensor  # (G, K) int64, 0 for a centre, P for those that a group does not have
     base: Tensor  # (G, P) int64, the row of the group's first centre; far below 0 for tokens that take no part
@@ -102,6 +106,7 @@ class Wanted(NamedTuple):
         weights = np.empty((patches + 1, 2), np.float32)
         weights[:, 0], weights[:, 1], weights[:2, 1] = (1 - own_weight) / others, own_weight, 1
         parts = (
+            centres,
             np.where(there, first_row[:, None] + column, rows),
             np.where(there, 0, patches),
             np.where(valid, first_row[:, None], -(2**40)),
@@ -137,7 +142,11 @@ def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
         tokens: (G, P, D) float32.
         wanted: how many centres, and what is to become of them.
     """
-    squared, scores = _peaks(tokens, wanted.share, wanted.absent, wanted.near)
+    products = _products(tokens, wanted.share)
+    if kernels.clusters_on(tokens):
+        blend, *others = kernels.clusters(products, wanted)
+        return Merged(blend @ tokens, *others)
+    squared, scores = _peaks(products, wanted.absent, wanted.near)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, : wanted.row.shape[1]]
     cell = (best + wanted.spare).sort(dim=1).values.clamp_max_(tokens.shape[1] - 1)
     squared.diagonal(dim1=1, dim2=2).fill_(-1)  # a centre belongs to itself, not to one that equals it
@@ -150,15 +159,19 @@ def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
     return Merged(blend @ tokens, cell, size, goes_to)
 
 
-def _peaks(tokens: Tensor, share: Tensor, absent: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances / D and the scores of being a centre; the arguments are as of `Wanted`.
+def _products(tokens: Tensor, share: Tensor) -> Tensor:
+    """Products / D of the tokens' differences from their mean: (G, P, D) float32, share as of `Wanted` -> (G, P, P)."""
+    centred = tokens - share[:, None] @ tokens  # the difference of large squares would lose digits
+    scale = 1 / tokens.shape[-1]
+    return torch.baddbmm(tokens.new_empty(1), centred, centred.transpose(1, 2), beta=0, alpha=scale)
+
+
+def _peaks(products: Tensor, absent: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances / D and the scores of being a centre; the arguments are as of `_products` and `Wanted`.
 
     Returns:
         (G, P, P) float32, infinite to and from tokens that take no part, and (G, P) float32, lowest for these.
     """
-    centred = tokens - share[:, None] @ tokens  # the difference of large squares would lose digits
-    scale = 1 / tokens.shape[-1]
-    products = torch.baddbmm(tokens.new_empty(1), centred, centred.transpose(1, 2), beta=0, alpha=scale)
     norms = products.diagonal(dim1=1, dim2=2) + absent
     squared = (norms[:, :, None] + norms[:, None, :]).sub_(products, alpha=2).clamp_min_(0)
     nearest = squared.topk(near.shape[1], dim=-1, largest=False).values.clamp_max_(1e30)  # 0 * inf would be NaN

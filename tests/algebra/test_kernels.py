@@ -16,6 +16,7 @@ from holitom_cli import methods
 from holitom_cli.algebra import kernels
 from holitom_cli.algebra.segments import neighbour_similarity
 from holitom_cli.types import VideoFeatures
+from tests.algebra.test_merge import merged
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -25,7 +26,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 @pytest.fixture
 def interpreted() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "runs_on", lambda _: True)
+        for name in ("runs_on", "clusters_on"):
+            patch.setattr(kernels, name, lambda _: True)
         yield patch
 
 
@@ -34,7 +36,8 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def plainly(interpreted: pytest.MonkeyPatch) -> None:
-    interpreted.setattr(kernels, "runs_on", lambda _: False)
+    for name in ("runs_on", "clusters_on"):
+        interpreted.setattr(kernels, name, lambda _: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,6 +67,24 @@ def test_means_are_plain_torchs(interpreted: pytest.MonkeyPatch) -> None:
     assert (other - expected)[:2].abs().max() > 0.1  # control: one frame more
 
 
+@pytest.mark.parametrize("neighbours", [1, 3, 7])
+def test_clusters_are_plain_torchs(interpreted: pytest.MonkeyPatch, neighbours: int) -> None:
+    tokens, valid = drawn(4, 21, 6), drawn(4, 21, seed=1) < 0.5
+    tokens[1, 3:9] = tokens[1, 3]  # equals
+    tokens[2] = 1
+    valid[3] = True
+    counts = [1, 9, 4, 21]
+    found, other = merged(tokens, valid, counts, neighbours), merged(tokens.flip(1), valid, counts, neighbours)
+    plainly(interpreted)
+    expected = merged(tokens, valid, counts, neighbours)
+    for g, count in enumerate(counts):
+        assert torch.equal(found.goes_to[g, valid[g]], expected.goes_to[g, valid[g]])
+        assert torch.equal(found.cell[g, :count], expected.cell[g, :count])
+        assert torch.equal(found.size[g, :count], expected.size[g, :count])
+        torch.testing.assert_close(found.blended[g, :count], expected.blended[g, :count], atol=1e-6, rtol=1e-6)
+    assert not torch.equal(found.blended[1, :9], other.blended[1, :9])  # control
+
+
 def test_the_same_tokens_are_chosen(interpreted: pytest.MonkeyPatch) -> None:
     tokens = drawn(1, 16, 40) + 0.4 * drawn(7, 16, 40, seed=1)
     tokens[4:] += drawn(1, 16, 40, seed=2)
@@ -84,9 +105,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from holitom_cli.algebra import triton_kernels as kernels
 
+single, long, whole = "*fp32", "*i64", "*i32"
 for name, types, constants in (
-    ("neighbour_similarity", ["*bf16", "*fp32", "i32"], [3584, 1024]),
-    ("segment_means", ["*bf16", "*i64", "*fp32", "i32"], [1024]),
+    ("neighbour_similarity", ["*bf16", single, "i32"], [3584, 1024]),
+    ("segment_means", ["*bf16", long, single, "i32"], [1024]),
+    ("densities", [single] * 6, [196, 7, 256]),
+    ("scores", [single] * 4, [196, 256]),
+    ("ranks", [single, whole], [196, 256]),
+    ("joins", [single, whole, long, long, long], [196, 256]),
+    ("blends", [whole, long, long, long, single, single, long, long, "i32"], [196, 256]),
 ):
     kernel = getattr(kernels, name)
     signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)]))
