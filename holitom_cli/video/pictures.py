@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 
 from holitom_cli.errors import VideoError
@@ -110,9 +111,9 @@ class Pictures:
     def _first(self) -> VideoFrame:
         frame = decoded(self._files[0])
         if frame is None:
+            check_announced_size(self._files[0])
             hint = "The file seems damaged: copy it again." if self._alone else "Take it out of the folder."
             raise VideoError(f"{shown(self._files[0])} is no picture that can be read.", hint)
-        check_size(str(self._files[0]), frame.width, frame.height)
         return frame
 
 
@@ -134,7 +135,7 @@ def is_still(path: str) -> bool:
     with suppress(av.FFmpegError, ValueError), av.open(io.BytesIO(head), container_options=ONLY) as container:
         kind = container.format.name  # judged without a file's name
         return kind.endswith("_pipe") or (kind == "mjpeg" and MULTIPLE in head[:JPEG_HEAD_BYTES])
-    return False
+    return True  # damaged, or with something else behind it: phones put a film there
 
 
 def is_picture(file: Path) -> bool:
@@ -150,11 +151,22 @@ def natural(file: Path) -> list[tuple[int, str]]:
 def decoded(file: Path) -> VideoFrame | None:
     """The picture in a file, None where there is none."""
     try:
-        with av.open(f"file:{file}", format=format_of(file), container_options=ONLY) as container:
+        with _opened(file) as container:
             container.streams.video[0].codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             return next(container.decode(video=0), None)
     except (av.FFmpegError, OSError, ValueError, IndexError):
         return None
+
+
+def check_announced_size(file: Path) -> None:
+    """Raise VideoError for a picture that says that it is too large."""
+    with suppress(av.FFmpegError, OSError, ValueError, IndexError), _opened(file) as container:
+        context = container.streams.video[0].codec_context
+        check_size(str(file), context.width, context.height)
+
+
+def _opened(file: Path) -> InputContainer:
+    return av.open(f"file:{file}", format=format_of(file), container_options=ONLY)
 
 
 def orientation(file: Path) -> tuple[int, bool]:

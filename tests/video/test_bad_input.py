@@ -159,7 +159,7 @@ def test_pictures_that_would_fill_the_memory(tmp_path: Path) -> None:
     assert refusal(path) == "bomb.mov has pictures of 10,100 x 10,100 pixels; 100 million is the most."
     (tmp_path / "folder").mkdir()
     huge(tmp_path / "folder" / "bomb.png", "png", 10_100)
-    assert refusal(tmp_path / "folder") == "bomb.png is no picture that can be read."
+    assert refusal(tmp_path / "folder") == "bomb.png has pictures of 10,100 x 10,100 pixels; 100 million is the most."
     assert read(huge(tmp_path / "large.mov", "png", 2000), 1).pixels.shape == (1, 2000, 2000, 3)  # control
 
 

@@ -168,3 +168,10 @@ def test_a_tile_of_a_picture_is_not_taken_for_it(tmp_path: Path) -> None:
     assert clips.numbers_in(read(heic.make(tmp_path / "whole.heic", paint, 1), 4).pixels) == [5]
     with pytest.raises(VideoError, match=r"^tiles\.heic is a picture in tiles, and those are not put together here\.$"):
         read(heic.make(tmp_path / "tiles.heic", paint, 2), 4)
+
+
+def test_a_film_behind_a_picture_is_left_alone(tmp_path: Path) -> None:
+    """As phones store a moment before and after a photograph."""
+    film = clips.make(tmp_path / "film.mp4", 12).read_bytes()
+    (tmp_path / "still.jpg").write_bytes(exif.jpeg(7, 1) + film)
+    assert clips.numbers_in(read(tmp_path / "still.jpg", 4).pixels) == [7]
