@@ -92,7 +92,8 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, 
     groups, patches = products.shape[:2]
     most, near = wanted.row.shape[1], wanted.near.shape[1]
     squared = torch.empty_like(products)
-    spread, farthest, score = products.new_empty(3, groups, patches)
+    # Each by itself, since a tensor that starts elsewhere in another would be compiled for again.
+    spread, farthest, score = (products.new_empty(groups, patches) for _ in range(3))
     rank = torch.empty(groups, patches, dtype=torch.int32, device=products.device)
     goes_to = torch.empty_like(wanted.base)
     blend = products.new_empty(groups, most, patches)
