@@ -61,6 +61,8 @@ OWNERS = {
     "av": {"video", "quality", "report"},
     "decord": {"video"},
     "ray": {"batch"},
+    "httpcore2": {"serve"},
+    "python_multipart": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
