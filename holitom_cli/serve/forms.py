@@ -93,7 +93,7 @@ class Form:
             if self.label is not None:
                 raise _no_form()
             self.label = options[b"filename"].decode(errors="replace")
-        elif self._name == "file":
+        elif self._name == "file" or b"filename" in options:
             raise _no_file()
         elif self._name != "purpose":
             raise Refused(

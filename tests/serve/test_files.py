@@ -268,7 +268,7 @@ END = b"--b--\r\n"
         (PURPOSE % b"user_data" + END, "missing_file"), (ONE + PURPOSE % b"fine-tune" + END, "invalid_value"),
         (PURPOSE % b"fine-tune" + ONE + END, "invalid_value"), (PURPOSE % (b"x" * 10**5) + ONE + END, "invalid_form"),
         (ONE.replace(b'; filename="a"', b"") + END, "missing_file"),
-        (ONE.replace(b"file", b"other", 1) + END, "unsupported_parameter"),
+        (ONE.replace(b"file", b"other", 1) + END, "missing_file"),
         (ONE.replace(b"Content-Disposition", b"X-Other") + END, "unsupported_parameter"),
         (ONE.replace(b"\r\n\r\n", b"\r\nX: " + b"y" * 10**5 + b"\r\n\r\n") + END, "invalid_form"),
         (ONE.replace(b"\r\n\r\n", b"\r\n" + b"X: y\r\n" * 100 + b"\r\n") + END, "invalid_form"),
