@@ -22,6 +22,7 @@ from holitom_cli.cli.failure import errors_in_a_sentence
 from holitom_cli.cli.guard import closed_pipe_is_fine
 from holitom_cli.cli.methods import methods
 from holitom_cli.cli.pull import pull
+from holitom_cli.cli.serve import serve
 
 app = typer.Typer(
     name="holitom",
@@ -31,8 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # From the user's config file; a broken one leaves the other commands alone.
-TAKE_DEFAULTS = ("ask", "chat", "compare", "batch", "eval")
-for _command in (demo, ask, chat, compare, batch):
+TAKE_DEFAULTS = ("ask", "chat", "serve", "compare", "batch", "eval")
+for _command in (demo, ask, chat, serve, compare, batch):
     app.command()(_command)
 app.command("eval")(evaluate)
 for _command in (bench, methods, doctor, pull, cache):

@@ -75,12 +75,12 @@ def signals_are_lent() -> Iterator[None]:
         signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
 
 
-def end_at_once() -> NoReturn:
-    """Exit as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
+def end_at_once(code: int = INTERRUPTED) -> NoReturn:
+    """Exit, as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def _end_where_nothing_can_be_raised(what: sys.UnraisableHookArgs) -> None:

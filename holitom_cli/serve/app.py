@@ -24,8 +24,8 @@ from holitom_cli.serve.watching import Watching
 
 if TYPE_CHECKING:
     from holitom_cli.serve.engine import Engine
-    from holitom_cli.serve.uploads import Store
-    from holitom_cli.serve.watching import Opener
+    from holitom_cli.serve.files import FileStore
+    from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Defaults
 
 
@@ -35,8 +35,8 @@ class Service:
     def __init__(
         self,
         engine: Engine,
-        media: Opener,
-        files: Store,
+        media: Media,
+        files: FileStore,
         defaults: Defaults,
         ceilings: Ceilings,
         limits: Limits,
@@ -50,7 +50,7 @@ class Service:
         self._uploads = Uploads(files, self.answering.places, limits)
         self._began = int(time.time())
 
-    def app(self, *, api_key: str | None, host: str, allow_hosts: Sequence[str]) -> Starlette:
+    def app(self, *, api_key: str | None, host: str, names: Sequence[str]) -> Starlette:
         """The application, behind its gate (see `Gate`)."""
         routes = [
             Route("/v1/chat/completions", self.answering.create, methods=["POST"]),
@@ -65,7 +65,7 @@ class Service:
             Route("/metrics", self._metrics),
         ]
         self._routes = {route.path for route in routes}
-        gate: Any = Middleware(Gate, api_key=api_key, host=host, allow_hosts=allow_hosts, on_response=self._count)
+        gate: Any = Middleware(Gate, api_key=api_key, host=host, names=names, on_response=self._count)
         handlers: Any = {Refused: _refused, HTTPException: _not_served, Exception: _broken}
         return Starlette(routes=routes, middleware=[gate], exception_handlers=handlers)
 

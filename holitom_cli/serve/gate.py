@@ -46,7 +46,7 @@ class Gate:
         app: ASGIApp,
         api_key: str | None,
         host: str,
-        allow_hosts: Iterable[str],
+        names: Iterable[str],
         on_response: Callable[[str, int], None],
     ) -> None:
         """Guard `app`.
@@ -55,11 +55,11 @@ class Gate:
             app: what is behind.
             api_key: that requests have to bring, if there is one.
             host: the address that the server listens at.
-            allow_hosts: other names that it may be called by.
+            names: other names that it may be called by.
             on_response: hears the path and the status of each response.
         """
         self._app, self._key, self._on_response = app, api_key.encode() if api_key else None, on_response
-        named = {name.lower() for name in allow_hosts}
+        named = {name.lower() for name in names}
         # With a key, a page of another site cannot ask, whatever name it gives this address.
         self._hosts = None if self._key and not named else {*_LOOPBACK, host.lower(), *named}
 
@@ -87,9 +87,9 @@ class Gate:
         if self._hosts is not None:
             # A name that an attacker lets point to this machine, or a page of another site: their browsers tell.
             if _name(f"//{headers.get('host', '')}") not in self._hosts:
-                raise Refused(403, "This server is not known by that name.", "Add it with --allow-host.", "wrong_host")
+                raise Refused(403, "This server is not known by that name.", "Add it with --server-name.", "wrong_host")
             if (origin := headers.get("origin")) and _name(origin) not in self._hosts:
-                raise Refused(403, "Pages of that site may not ask here.", "Add it with --allow-host.", "wrong_origin")
+                raise Refused(403, "Pages of that site may not ask here.", "Add it with --server-name.", "wrong_origin")
         if self._key is not None and path not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -18,39 +18,18 @@ from holitom_cli.serve.refusals import Refused
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
 
+    from holitom_cli.serve.files import FileStore, StoredFile
+
 
 _BLOCK_BYTES = 1024**2
 _FORM_BYTES = 65536  # of an upload's other fields and boundaries
 _EXAMPLE = "As in: curl -F purpose=user_data -F file=@clip.mp4"
 
 
-class Record(Protocol):
-    """A file that is kept."""
-
-    def as_json(self) -> dict[str, Any]:
-        """As OpenAI describes files."""
-
-
-class Store(Protocol):
-    """Where files are kept; each raises Refused where there is none of that name, or no room."""
-
-    async def save(self, stream: AsyncIterator[bytes]) -> Record:
-        """Keep what comes."""
-
-    def get(self, name: str) -> Record:
-        """One of them."""
-
-    def delete(self, name: str) -> None:
-        """Remove one of them."""
-
-    def list(self) -> Sequence[Record]:
-        """All of them."""
-
-
 class Uploads:
     """Endpoints that keep, list, describe and remove files."""
 
-    def __init__(self, files: Store, places: Places, limits: Limits) -> None:
+    def __init__(self, files: FileStore, places: Places, limits: Limits) -> None:
         """Keep files; uploads take places as questions do."""
         self._files, self._places, self._limits = files, places, limits
 
@@ -64,7 +43,7 @@ class Uploads:
         place = self._places.take()
         try:
             async with asyncio.timeout(self._limits.timeout_seconds), self._form(request) as form:
-                return JSONResponse((await self._files.save(_blocks(_file(form)))).as_json())
+                return JSONResponse((await self._kept(_file(form))).as_json())
         except TimeoutError:
             raise Refused(408, "The upload took too long.", "Send a smaller clip.", "timeout") from None
         except ClientDisconnect:
@@ -72,8 +51,18 @@ class Uploads:
         finally:
             place.free()
 
-    async def list(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [record.as_json() for record in self._files.list()]})
+    async def list(self, request: Request) -> Response:
+        """All files on one page.
+
+        Raises:
+            Refused: a part of them is asked for.
+        """
+        if given := next(iter(request.query_params), None):
+            raise Refused(
+                400, f"Parameter {given!r} is not implemented.", "Leave it out.", "unsupported_parameter", param=given
+            )
+        listed = [record.as_json() for record in self._files.list()]
+        return JSONResponse({"object": "list", "data": listed, "has_more": False})
 
     async def get(self, request: Request) -> Response:
         return JSONResponse(self._files.get(request.path_params["name"]).as_json())
@@ -82,6 +71,9 @@ class Uploads:
         name = request.path_params["name"]
         self._files.delete(name)
         return JSONResponse({"id": name, "object": "file", "deleted": True})
+
+    async def _kept(self, file: UploadFile) -> StoredFile:
+        return await self._files.save(_blocks(file), file.filename or "")
 
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncIterator[FormData]:

@@ -6,8 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from holitom_cli import pipeline, video
 from holitom_cli.batch.manifest import watched_key
@@ -23,23 +22,17 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.serve.clips import Clip
     from holitom_cli.serve.engine import Engine
+    from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Wish
     from holitom_cli.types import Frames
 
 T = TypeVar("T")
 
 
-class Opener(Protocol):
-    """What knows URLs of clips."""
-
-    def open(self, url: str) -> AbstractAsyncContextManager[Path]:
-        """A file that is there until the context ends; raises Refused where there is none."""
-
-
 class Watching:
     """Clips that requests are about."""
 
-    def __init__(self, engine: Engine, media: Opener, ceilings: Ceilings, timeout_seconds: float) -> None:
+    def __init__(self, engine: Engine, media: Media, ceilings: Ceilings, timeout_seconds: float) -> None:
         """Decode with as many workers as there are cores for, each of which may take so long for a clip."""
         self._engine, self._media, self._ceilings = engine, media, ceilings
         self._timeout_seconds = timeout_seconds
@@ -62,7 +55,8 @@ class Watching:
                 return await self._known_or_read(path, wish, model)
             except HolitomError as error:
                 told = refusal(error)
-                told.message = told.message.replace(shown(path), "The clip")  # names of our files say nothing
+                if told.message.startswith(ours := f"{shown(path)} "):  # which says nothing to the client
+                    told.message = f"The clip {told.message.removeprefix(ours)}"
                 raise told from error
 
     async def _known_or_read(self, path: Path, wish: Wish, model: Model) -> tuple[Clip, bool]:

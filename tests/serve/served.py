@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from holitom_cli.serve import server
 from holitom_cli.serve.answering import Limits
 from holitom_cli.serve.app import Service
 from holitom_cli.serve.engine import Engine
+from holitom_cli.serve.files import FileRules, FileStore
+from holitom_cli.serve.media import Media, MediaRules
 from holitom_cli.serve.wishes import Ceilings, Defaults
 from holitom_cli.types import Generation
 from tests.make_random_checkpoint import RANDOM
@@ -126,28 +127,6 @@ def wait_until(true: Any, seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-class _Plain:
-    """Clips as data URLs and files."""
-
-    @asynccontextmanager
-    async def open(self, url: str) -> AsyncIterator[Path]:
-        if url.startswith("data:"):
-            with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-                file.write(base64.b64decode(url.partition(",")[2]))
-                file.flush()
-                yield Path(file.name)
-        else:
-            yield Path(url.removeprefix("file://"))
-
-
-def media(tmp_path: Path) -> Any:
-    return _Plain()
-
-
-def files(tmp_path: Path) -> Any:
-    return None
-
-
 @contextmanager
 def serving(
     loaded: Callable[[], Model],
@@ -166,9 +145,11 @@ def serving(
     """A server with a model, at a port of its own, until the block ends."""
     engine = engine or Engine(loaded, rows, keep_bytes)
     defaults = Defaults(methods.get("holitom"), Generation(max_new_tokens=16), FRAMES)
+    files = FileStore(FileRules(tmp_path, upload_bytes, 2**24, 60.0))
+    media = Media(MediaRules(tmp_path, upload_bytes, (tmp_path,)), files)
     limits = Limits(places, upload_bytes, timeout_seconds)
-    service = Service(engine, media(tmp_path), files(tmp_path), defaults, ceilings, limits)
-    app = service.app(api_key=api_key, host="127.0.0.1", allow_hosts=[])
+    service = Service(engine, media, files, defaults, ceilings, limits)
+    app = service.app(api_key=api_key, host="127.0.0.1", names=[])
     at = server.listen("127.0.0.1", 0)
     at.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
     port: int = at.getsockname()[1]
