@@ -46,7 +46,8 @@ def encode(
         parts = new.nonzero()[:, 0].split(chunk_frames)
         chunks = [_encode_chunk(model, pixels[part], attention, keys) for part in parts]
     frame = (new.cumsum(0) - 1).to(model.device)
-    tokens, *others = (torch.cat(part)[frame] for part in zip(*chunks, strict=True))
+    whole = (torch.cat(part) for part in zip(*chunks, strict=True))
+    tokens, *others = (part if len(part) == len(pixels) else part[frame] for part in whole)
     wanted = iter(others)
     return VideoFeatures(
         tokens,
