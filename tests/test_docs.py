@@ -28,7 +28,8 @@ README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 DEMO = PACKAGE / "assets" / "demo"
 ADDING = ROOT / "docs" / "adding-a-method.md"
 BATCH = ROOT / "docs" / "batch.md"
-DOCUMENTS = [README, ARCHITECTURE, BATCH, ADDING, ROOT / "docs" / "report.md", ROOT / "docs" / "video.md"]
+SERVE = ROOT / "docs" / "serve.md"
+DOCUMENTS = [README, ARCHITECTURE, BATCH, ADDING, SERVE, ROOT / "docs" / "report.md", ROOT / "docs" / "video.md"]
 
 
 def blocks(document: Path | str, language: str) -> list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from holitom_cli.model.loading import Model
+    from holitom_cli.serve.app import Service
     from holitom_cli.serve.files import FileStore
     from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Defaults
@@ -179,7 +180,6 @@ def serve(
 
     warm_up()
     from holitom_cli import pipeline
-    from holitom_cli.serve import server as http
     from holitom_cli.serve.answering import Limits
     from holitom_cli.serve.app import Service
     from holitom_cli.serve.engine import Engine
@@ -191,28 +191,33 @@ def serve(
     checkpoint = session.find_checkpoint(model, chosen, talk)
     session.check_room(checkpoint, chosen, video.num_frames, [_TYPICAL])
     session.check_memory(model, checkpoint, [chosen], video.num_frames, [_TYPICAL], answer.max_new_tokens)
-    # 2. An address; health can be asked for from here on.
-    at = http.listen(server.host, server.port)
-    talk.say(f"Listening at {_url(at)}. Ctrl-C ends it.")
 
-    # 3. The model, in the thread that will own it.
     def load() -> Model:
         loaded = session.load(model, checkpoint, talk)
         talk.say(f"Ready: {loaded.info.id}.")
         return loaded
 
-    with private_folder() as folder, signals_are_lent():
-        media, files = clips.build(folder)
+    # 2. An address, where health can be asked for from here on; the thread that will own the model loads it.
+    engine = Engine(load, server.rows, server.keep_bytes)
+    with private_folder() as folder:
         limits = Limits(server.rows + server.queue, clips.upload_bytes, server.timeout)
-        engine = Engine(load, server.rows, server.keep_bytes)
-        service = Service(engine, media, files, defaults, most, limits)
-        app = service.app(api_key=server.api_key, host=server.host, names=server.server_name or [])
-        running = http.prepare(service, app, server.grace)
-        http.run(running, at)
-    code = INTERRUPTED if running.signal == signal.SIGINT else 0
-    if not running.engine_ended:  # the model's thread is inside a library, and would be torn down with it
+        service = Service(engine, *clips.build(folder), defaults, most, limits)
+        code = _run(service, server, talk)
+    if engine.alive:  # inside a library, and it would be torn down with it
         end_at_once(code)
     raise typer.Exit(code)
+
+
+def _run(service: Service, options: ServerOptions, talk: Talk) -> int:
+    """Serve until a signal comes; returns the exit code."""
+    from holitom_cli.serve.server import listen, prepare, run
+
+    app = service.app(api_key=options.api_key, host=options.host, names=options.server_name or [])
+    with listen(options.host, options.port) as at, signals_are_lent():
+        talk.say(f"Listening at {_url(at)}. Ctrl-C ends it.")
+        server = prepare(service, app, options.grace)
+        run(server, at)
+    return INTERRUPTED if server.signal == signal.SIGINT else 0
 
 
 def _url(at: socket.socket) -> str:

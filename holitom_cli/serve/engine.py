@@ -81,6 +81,11 @@ class Engine:
         return self.model is not None and self.failure is None and not self._stopping
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def speaking(self) -> int:
         """Answers under way."""
         return len(self._speakers) if self.model else 0
@@ -95,12 +100,11 @@ class Engine:
         self._stopping = True
         self._inbox.put(None)
 
-    def stop(self, patience_seconds: float) -> bool:
-        """The same, and wait for it; returns whether it ended in time."""
+    def stop(self, patience_seconds: float) -> None:
+        """The same, and wait so long for it."""
         self.cut_off()
         if self._thread.ident is not None:
             self._thread.join(patience_seconds)
-        return not self._thread.is_alive()
 
     async def look(self, key: str, frames: Frames, method: Method) -> Clip:
         """Look at a clip and keep it.

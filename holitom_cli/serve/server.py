@@ -66,7 +66,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self.signal: int | None = None  # that ended it
-        self.engine_ended = False  # its thread, in time
         self._grace_seconds = grace_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -82,7 +81,7 @@ class Server(uvicorn.Server):
         cutting.cancel()
         self.service.watching.close()
         # In a thread of its own: the engine may have something to tell the loop.
-        self.engine_ended = await asyncio.to_thread(engine.stop, _STEP * self._grace_seconds)
+        await asyncio.to_thread(engine.stop, _STEP * self._grace_seconds)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
