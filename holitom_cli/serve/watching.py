@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+import psutil  # type: ignore[import-untyped,unused-ignore]
+
 from holitom_cli import pipeline, video
 from holitom_cli.batch.manifest import watched_key
 from holitom_cli.batch.reader import reader_count
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Frames
 
 T = TypeVar("T")
+_MEMORY_SHARE = 0.5  # of the machine's, that decoders may take together, whatever clips say of themselves
 
 
 class Watching:
@@ -36,7 +39,9 @@ class Watching:
         """Decode with as many workers as there are cores for, each of which may take so long for a clip."""
         self._engine, self._media, self._ceilings = engine, media, ceilings
         self._timeout_seconds = timeout_seconds
-        self._readers = ThreadPoolExecutor(reader_count(), thread_name_prefix="reader")
+        readers = reader_count()
+        video.limit_memory(int(_MEMORY_SHARE * psutil.virtual_memory().total / readers))
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader")
         self._first: dict[str, asyncio.Future[Clip]] = {}  # clips that a request is bringing to the model
 
     def close(self) -> None:

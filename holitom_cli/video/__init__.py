@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from holitom_cli.video.client import probe, read, subtitles
     from holitom_cli.video.files import no_subtitles, subtitle_file
     from holitom_cli.video.sampling import most_frames
-    from holitom_cli.video.worker_link import stop_workers, warm_up
+    from holitom_cli.video.worker_link import limit_memory, stop_workers, warm_up
 
 __all__ = [
     "capabilities",
+    "limit_memory",
     "most_frames",
     "no_subtitles",
     "probe",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "limit_memory": "worker_link",
     "most_frames": "sampling",
     "no_subtitles": "files",
     "probe": "client",

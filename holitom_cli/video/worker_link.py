@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from holitom_cli.video.arena import Arena
 
@@ -67,6 +67,15 @@ def stop_workers() -> None:
         worker.kill()
 
 
+def limit_memory(most_bytes: int) -> None:
+    """Let no worker have more memory of its own than this, for clips of strangers: tables that a file of a few bytes
+    announces take gigabytes. Where the system cannot limit another process (all but Linux) this has no effect.
+    """
+    Worker.most_bytes = most_bytes
+    for worker in list(_live):
+        worker.limit()
+
+
 def warm_up() -> None:
     """Start a worker for the first clip, so that its start-up overlaps with other work."""
     if not _idle:
@@ -108,6 +117,8 @@ def close_idle() -> None:
 class Worker:
     """One child process. Use as a context manager: on leaving, however, it is killed and reaped."""
 
+    most_bytes: ClassVar[int | None] = None  # see limit_memory
+
     def __init__(self) -> None:
         self.stopped = False
         self.in_step = True  # every request has been answered in full
@@ -125,6 +136,7 @@ class Worker:
             **self.arena.inherited,
         )
         _live.add(self)
+        self.limit()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._pump, self._listen)]
         for thread in self._threads:
             thread.start()
@@ -139,6 +151,14 @@ class Worker:
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    def limit(self) -> None:
+        """Hold the child to `most_bytes`; libraries that are loaded, and shared memory, do not count."""
+        with contextlib.suppress(ImportError, AttributeError, ProcessLookupError):
+            import resource
+
+            if self.most_bytes is not None:
+                resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (self.most_bytes, self.most_bytes))
 
     def send(self, request: Message) -> None:
         """Queue a request. A dead child is reported by the receive that follows."""
