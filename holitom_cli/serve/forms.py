@@ -88,10 +88,10 @@ class Form:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
+        if b"filename" in options and self.label is not None:
+            raise _no_form()  # a second file
         self._is_file = self._name == "file" and b"filename" in options
         if self._is_file:
-            if self.label is not None:
-                raise _no_form()
             self.label = options[b"filename"].decode(errors="replace")
         elif self._name == "file" or b"filename" in options:
             raise _no_file()

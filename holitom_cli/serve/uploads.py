@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from holitom_cli.serve.answering import CLIENT_LEFT, Limits, Places, check_type, counted
+from holitom_cli.serve.forms import Form
 from holitom_cli.serve.refusals import Refused
 
 if TYPE_CHECKING:
-    from starlette.datastructures import FormData
-
     from holitom_cli.serve.files import FileStore, StoredFile
 
-
-_BLOCK_BYTES = 1024**2
 _FORM_BYTES = 65536  # of an upload's other fields and boundaries
-_EXAMPLE = "As in: curl -F purpose=user_data -F file=@clip.mp4"
 
 
 class Uploads:
@@ -42,8 +34,8 @@ class Uploads:
         check_type(request, "multipart/form-data")
         place = self._places.take()
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds), self._form(request) as form:
-                return JSONResponse((await self._kept(_file(form))).as_json())
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                return JSONResponse((await self._keep(request)).as_json())
         except TimeoutError:
             raise Refused(408, "The upload took too long.", "Send a smaller clip.", "timeout") from None
         except ClientDisconnect:
@@ -72,37 +64,7 @@ class Uploads:
         self._files.delete(name)
         return JSONResponse({"id": name, "object": "file", "deleted": True})
 
-    async def _kept(self, file: UploadFile) -> StoredFile:
-        return await self._files.save(_blocks(file), file.filename or "")
-
-    @asynccontextmanager
-    async def _form(self, request: Request) -> AsyncIterator[FormData]:
-        body: Any = counted(request, self._limits.upload_bytes + _FORM_BYTES)
-        try:
-            form = await MultiPartParser(request.headers, body, max_files=1, max_fields=1).parse()
-        except (MultiPartException, ValueError, KeyError) as error:
-            raise Refused(400, "The upload is not a form with one file.", _EXAMPLE, "invalid_form") from error
-        try:
-            yield form
-        finally:
-            await form.close()
-
-
-def _file(form: FormData) -> UploadFile:
-    """The one file of a form that has a purpose beside it, as OpenAI's clients send it."""
-    file = form.get("file")
-    if not isinstance(file, UploadFile):
-        raise Refused(400, "There is no file in the upload.", _EXAMPLE, "missing_file", param="file")
-    if unknown := [name for name in form if name not in ("file", "purpose")]:
-        raise Refused(
-            400, f"Parameter {unknown[0]!r} is not implemented.", "Leave it out.", "unsupported_parameter",
-            param=unknown[0],
-        )  # fmt: skip
-    if form.get("purpose", "user_data") not in ("user_data", "vision"):
-        raise Refused(400, "The purpose has to be user_data.", _EXAMPLE, "invalid_value", param="purpose")
-    return file
-
-
-async def _blocks(file: UploadFile) -> AsyncIterator[bytes]:
-    while block := await file.read(_BLOCK_BYTES):
-        yield block
+    async def _keep(self, request: Request) -> StoredFile:
+        form = Form(request.headers["content-type"], counted(request, self._limits.upload_bytes + _FORM_BYTES))
+        blocks = await form.file()
+        return await self._files.save(blocks, form.label or "")
