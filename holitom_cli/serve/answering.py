@@ -6,7 +6,8 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from holitom_cli.model.loading import Model
+    from holitom_cli.serve.clips import Clip
     from holitom_cli.serve.engine import Engine
     from holitom_cli.serve.metrics import Metrics
     from holitom_cli.serve.watching import Watching
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _WORDS_BYTES = 1024**2
+_LARGE_REQUESTS = 4  # that are in memory at a time; others are read when their clips are in files
 CLIENT_LEFT = 499  # nobody sees it but the metrics; nginx's number for it
 
 
@@ -102,6 +105,7 @@ class Answering:
         self._engine, self._watching, self._metrics = engine, watching, metrics
         self._defaults, self._ceilings, self._limits = defaults, ceilings, limits
         self.places = Places(limits.places)
+        self._large = asyncio.Semaphore(_LARGE_REQUESTS)
         self.draining = False  # those who come now are too late
 
     async def create(self, request: Request) -> Response:
@@ -121,9 +125,22 @@ class Answering:
         deadline = asyncio.get_running_loop().time() + self._limits.timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
-                body = await read_body(request, self._limits.body_bytes)
-                wish = wishes.wish(wishes.parse(body), model.info.id, self._defaults, self._ceilings)
-                return await unless_gone(request.receive, self._answer(wish, model, place, began, deadline))
+                wish, clip, seen_before = await self._read(request, model)
+                watched = known(clip.watched, model) if seen_before else clip.watched
+                asking = Asking(
+                    clip=clip,
+                    watched=watched,
+                    text=wish.text,
+                    turns=wish.turns,
+                    generation=wish.generation,
+                    on_end=place.free,
+                )
+                reply = Reply(model.info.id, wish.include_usage)
+                if wish.stream:
+                    begun = await unless_gone(request.receive, self._begin(asking, began))
+                    return Stream(reply, asking, *begun, place, deadline, self._late)
+                answer = await unless_gone(request.receive, self._whole(asking, began))
+                return JSONResponse(reply.whole(answer, asking.reused_tokens))
         except TimeoutError:
             place.free()
             raise self._late() from None
@@ -134,33 +151,37 @@ class Answering:
             place.free()
             raise
 
-    async def _answer(self, wish: Wish, model: Model, place: Place, began: float, deadline: float) -> Response:
-        """A whole answer, or the beginning of a stream."""
-        clip, seen_before = await self._watching.clip(wish, model)
-        asking = Asking(
-            clip=clip,
-            watched=known(clip.watched, model) if seen_before else clip.watched,
-            text=wish.text,
-            turns=wish.turns,
-            generation=wish.generation,
-            on_end=place.free,
-        )
-        reply = Reply(model.info.id, wish.include_usage)
-        handed_on = False
+    async def _read(self, request: Request, model: Model) -> tuple[Wish, Clip, bool]:
+        """What is wished for, its clip, and whether that was there before; of the request nothing is held any more."""
+        announced = request.headers.get("content-length", "")
+        small = announced.isdecimal() and int(announced) <= _WORDS_BYTES
+        async with nullcontext() if small else self._large:
+            body = await read_body(request, self._limits.body_bytes)
+            wish = wishes.wish(wishes.parse(body), model.info.id, self._defaults, self._ceilings)
+            clip, seen_before = await unless_gone(request.receive, self._watching.clip(wish, model))
+        return replace(wish, url=""), clip, seen_before
+
+    async def _whole(self, asking: Asking, began: float) -> Answer:
+        """The answer, once it is whole."""
+        told, events = await self._begin(asking, began)
+        try:
+            while not isinstance(told, Answer):
+                told = await anext(events)
+        finally:
+            asking.gone = True
+        return told
+
+    async def _begin(self, asking: Asking, began: float) -> tuple[str | Answer, AsyncIterator[str | Answer]]:
+        """The first event of an answer, and those that follow; what goes wrong until then has a status of its own."""
+        events = self._events(asking, began)
         try:
             self._engine.ask(asking)
-            events = self._events(asking, began)
-            first = await anext(events)  # what goes wrong until now has a status of its own
-            if not wish.stream:
-                while not isinstance(first, Answer):
-                    first = await anext(events)
-                return JSONResponse(reply.whole(first, asking.reused_tokens))
-            handed_on = True
-            return Stream(reply, asking, first, events, place, deadline, self._late)
+            return await anext(events), events
         except HolitomError as error:
             raise refusal(error) from error
-        finally:
-            asking.gone = not handed_on
+        except BaseException:
+            asking.gone = True
+            raise
 
     async def _events(self, asking: Asking, began: float) -> AsyncIterator[str | Answer]:
         """Pieces of an answer, the answer last.

@@ -207,6 +207,8 @@ class Engine:
         try:
             ended = self._speakers.begin(asking)
         except Exception as error:
+            self._events = [event for event in self._events if event[0] is not asking]  # its first token, perhaps
+            asking.shown = ""
             self._after_failure(asking, sentence(error))
             return
         asking.reused_tokens = asking.kept.reused if asking.kept else 0

@@ -152,3 +152,13 @@ def test_missing_libraries_are_told(invoke: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "starlette" else name)
     invoke("serve").sentence(2, "The server needs the library starlette")
+
+
+def test_model_that_cannot_be_loaded_ends_the_server(invoke: Any, tmp_path: Path) -> None:
+    broken = shutil.copytree(RANDOM, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done: Done = invoke("serve", "--model", str(broken), "--device", "cpu", "--port", "0", "--quiet")
+    assert done.code == 1
+    assert "cannot be loaded" in done.err
+    assert "Traceback" not in done.err
