@@ -27,7 +27,8 @@ def there(tmp_path: Path) -> Iterator[Served]:
 
 def full(where: Any, name: str, times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a function find the memory full for so many calls; returns a list that grows with each of them."""
-    whole, failed = getattr(where, name), []
+    whole = getattr(where, name)
+    failed: list[int] = []
 
     def cramped(*args: Any, **more: Any) -> Any:
         if len(failed) < times:
