@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +61,8 @@ class Watching:
                 return await self._known_or_read(path, wish, model)
             except HolitomError as error:
                 told = refusal(error)
-                if told.message.startswith(ours := f"{shown(path)} "):  # which says nothing to the client
-                    told.message = f"The clip {told.message.removeprefix(ours)}"
+                ours = shown(path)  # which says nothing to the client; nobody else's sentence has it by chance
+                told.message = re.sub(rf"^{re.escape(ours)}", "The clip", told.message).replace(ours, "the clip")
                 raise told from error
 
     async def _known_or_read(self, path: Path, wish: Wish, model: Model) -> tuple[Clip, bool]:
