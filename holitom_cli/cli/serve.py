@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Defaults
 
-_LIBRARIES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+_LIBRARIES = ("starlette", "uvicorn", "python_multipart", "prometheus_client", "httpcore2")
 _TYPICAL = "What happens?"  # stands for questions that nobody has asked yet
 _REMOTE = "Give both, or none."
 _SERVER, _CLIPS, _CEILINGS = "Server", "Clips of clients", "Ceilings of requests"
