@@ -124,6 +124,7 @@ class Wanted(NamedTuple):
 
 
 _ZERO, _INF = np.float32(0), np.float32(np.inf)
+_FOLDED_AT_ONCE = 2048  # rows of a matrix as wide as all visual tokens
 
 
 class Merged(NamedTuple):
@@ -218,13 +219,24 @@ def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """
     exact = states.float()
     unit = F.normalize(exact, dim=-1)
-    slot = (unit @ unit[kept].T).argmax(1)  # (n,) index into kept
-    weights = torch.empty(len(kept), len(states), device=states.device)
-    torch.eq(torch.arange(len(kept), device=states.device)[:, None], slot, out=weights)  # which row goes where
+    centres = unit[kept].T
+    slots = [(part @ centres).argmax(1) for part in unit.split(_FOLDED_AT_ONCE)]
+    numbers = torch.arange(len(kept), device=states.device)
+    slot = (slots[0] if len(slots) == 1 else torch.cat(slots)).index_copy_(0, kept, numbers)  # (n,) index into kept
+    folded = [
+        _fold_into(exact, slot, *those).to(states.dtype)
+        for those in zip(numbers.split(_FOLDED_AT_ONCE), kept.split(_FOLDED_AT_ONCE), strict=True)
+    ]
+    return folded[0] if len(folded) == 1 else torch.cat(folded), kept[slot]
+
+
+def _fold_into(exact: Tensor, slot: Tensor, numbers: Tensor, kept: Tensor) -> Tensor:
+    """What becomes of some kept rows (k,), numbered as in `slot`: weighted sums of all rows (k, D)."""
+    weights = torch.empty(len(kept), len(exact), device=exact.device)
+    torch.eq(numbers[:, None], slot, out=weights)  # which row goes where
     weights.index_fill_(1, kept, 0)
     folds = weights.cumsum(1)  # into each slot, up to each row
     total = folds[:, -1:].clone()
     weights *= folds.sub_(total).exp2_()  # twice what is right, in powers of two and so exactly
     weights.scatter_(1, kept[:, None], torch.exp2(1 - total))
-    folded = torch.addmm(exact.new_empty(1), weights, exact, beta=0, alpha=0.5)
-    return folded.to(states.dtype), kept[slot].index_copy_(0, kept, kept)
+    return torch.addmm(exact.new_empty(1), weights, exact, beta=0, alpha=0.5)

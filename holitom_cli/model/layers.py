@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from holitom_cli.model.kernels import add_norm, attend, gated, suits, turn
 from holitom_cli.model.quantise import Packed, PackedLinear, multiply
 
+_MLP_TOKENS = 8192  # at a time in a decoder layer's MLP, whose states are ten times as wide as what comes out
 _KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, in this order
@@ -146,8 +147,9 @@ def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask:
     attention, mlp = layer.self_attn, layer.mlp
     mixed = _attended(attention, _normed(layer.input_layernorm, hidden), rope, mask, cache)
     hidden = _added(hidden, attention.o_proj, mixed)
-    gate_up = mlp.gate_up(_normed(layer.post_attention_layernorm, hidden))
-    return _added(hidden, mlp.down_proj, gated(gate_up, mlp))
+    norm, parts = layer.post_attention_layernorm, hidden.split(_MLP_TOKENS, 1)
+    out = [_added(part, mlp.down_proj, gated(mlp.gate_up(_normed(norm, part)), mlp)) for part in parts]
+    return out[0] if len(out) == 1 else torch.cat(out, 1)
 
 
 def _added(hidden: Tensor, linear: Any, states: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from holitom_cli.algebra import merge
 from holitom_cli.algebra.merge import (
     Merged,
     Wanted,
@@ -180,7 +181,11 @@ def slow_fold(states: Tensor, kept: list[int]) -> tuple[Tensor, list[int]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "keep"), [(1, 1), (2, 1), (9, 1), (40, 13), (40, 40), (200, 3)])
-def test_fold_is_halving_one_after_another(rows: int, keep: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("at_once", [2048, 7])
+def test_fold_is_halving_one_after_another(
+    rows: int, keep: int, dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "_FOLDED_AT_ONCE", at_once)
     for seed in range(3):
         states = (noise(rows, 8, seed=seed) + 0.2).to(dtype)
         kept = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:keep].sort().values
@@ -197,6 +202,18 @@ def test_fold_sends_equals_to_the_lower_row() -> None:
     folded, into = fold(states, torch.tensor([1, 2]))
     assert into.tolist() == [1, 1, 2, 1, 1]
     assert folded.tolist() == [[0.625, 0.625], [0.0, 1.0]]
+
+
+def test_kept_rows_that_are_equal_stay_apart_also_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = noise(3, 6).repeat(7, 1)
+    kept = torch.arange(0, 21, 2)
+    whole = fold(states, kept)
+    monkeypatch.setattr(merge, "_FOLDED_AT_ONCE", 4)
+    folded, into = fold(states, kept)
+    expected, expected_into = slow_fold(states, kept.tolist())
+    torch.testing.assert_close(folded.double(), expected, atol=1e-5, rtol=1e-6)
+    assert into[kept].tolist() == kept.tolist()
+    assert into.tolist() == whole[1].tolist() == expected_into
 
 
 def test_control_the_mean_of_a_group_is_not_a_fold() -> None:

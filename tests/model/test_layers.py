@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holitom_cli import load_model
-from holitom_cli.model import Model
+from holitom_cli.model import Model, layers
 from holitom_cli.model.layers import Joined, decoder_layer, tower_layers
 from holitom_cli.model.vision import encode
 
@@ -95,8 +95,12 @@ class Everything:
 
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_a_decoder_layer_is_the_librarys(model: Model, masked: bool) -> None:
+@pytest.mark.parametrize("at_once", [8192, 3])
+def test_a_decoder_layer_is_the_librarys(
+    model: Model, masked: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prompt of two rows, then a token of each; with a mask the second row's first keys are hidden from it."""
+    monkeypatch.setattr(layers, "_MLP_TOKENS", at_once)
     language, (batch, length) = model.language_model, (2, 9)
     generator = torch.Generator().manual_seed(3)
     prompt, token = (torch.randn(batch, count, model.info.shape.hidden, generator=generator) for count in (length, 1))
