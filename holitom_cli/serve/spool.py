@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,10 +34,14 @@ def private_folder(parent: Path | None = None) -> Iterator[Path]:
     `parent` is where it is made, by default where the system keeps temporary files.
     """
     parent = parent or Path(tempfile.gettempdir())
-    remove_leftovers(parent)
+    if sys.platform != "win32":  # there, no file is locked in a way that its owner could ask about
+        remove_leftovers(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700
     with ExitStack() as ending:
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
+        if sys.platform == "win32":
+            yield folder
+            return
         lock = ending.enter_context((folder / f"{_LOCK}.new").open("wb"))
         _lock(lock)
         (folder / f"{_LOCK}.new").rename(folder / _LOCK)  # it never stands there without being locked by the living
@@ -77,13 +82,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         Refused: the disk is full.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with open(path, "xb", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+            try:
                 yield file
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
     except OSError as error:
         if error.errno in _FULL:
             raise Refused(507, "The disk of this server is full.", "Try again later.", "disk_full") from error

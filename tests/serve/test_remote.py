@@ -21,6 +21,7 @@ import pytest
 
 from holitom_cli.serve import remote as remote_module
 from holitom_cli.serve.addresses import is_public
+from holitom_cli.serve.media import MediaRules
 from holitom_cli.serve.refusals import Refused
 from holitom_cli.serve.remote import Remote, resolve
 from tests.serve.elsewhere import (
@@ -414,6 +415,16 @@ def test_fetch_that_is_cancelled_leaves_nothing(trial: Callable[..., Trial]) -> 
 
     asyncio.run(cancel())
     assert not fetching.path.exists()
+
+
+def test_figures_in_the_text_are_the_programs(tmp_path: Path) -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8").split())
+    seconds = MediaRules(tmp_path, MOST).fetch_seconds
+    silence, start = remote_module._SILENCE_SECONDS, remote_module._START_SECONDS
+    slowest = remote_module._SLOWEST_BYTES_PER_SECOND // 1000
+    assert f"may take {seconds:g} s in all, ends after {silence:g} s of silence" in text
+    assert f"less than {slowest} kB/s have come after {start:g} s" in text
+    assert {1: "one", 2: "two", 3: "three"}[remote_module._MOST_REDIRECTS] + " redirects" in text
 
 
 # --- TLS -------------------------------------------------------------------------------------------

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
+from holitom_cli.batch.reader import reader_count
 from holitom_cli.serve.media import Media, MediaRules
 from holitom_cli.serve.remote import Remote
 from holitom_cli.serve.wishes import Ceilings
+from holitom_cli.video.worker_link import Worker
 from tests.clips import make
 from tests.serve.elsewhere import Behaviour, elsewhere, gives, leads_to, never_ends
 from tests.serve.served import PATIENCE_SECONDS, Served, load, serving
@@ -480,6 +483,8 @@ def test_pictures_that_are_large(fort: Fort, tmp_path: Path) -> None:
 def test_tables_that_unfold(fort: Fort, demo_clip: Path) -> None:
     fort.refuses(data_url(announcing(demo_clip.read_bytes(), 2**31)), 400, "unreadable_video")
     assert fort.answers(data_url(demo_clip.read_bytes()))
+    assert Worker.most_bytes is not None  # what such tables do below and above it: tests/video/test_memory.py
+    assert Worker.most_bytes * reader_count() <= psutil.virtual_memory().total / 2
 
 
 @pytest.mark.parametrize(
