@@ -123,6 +123,14 @@ def test_too_much_data(spool: Path, more: int) -> None:
     assert content(media(spool), data(bytes(MOST))) == bytes(MOST)  # control
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 100, 101, 102])
+def test_limit_is_exact(spool: Path, most: int) -> None:
+    """Also where padding hides how much there is until it has been decoded."""
+    opener = Media(MediaRules(spool, most), FileStore(FileRules(spool, most, 10**8, 60)))
+    assert content(opener, data(bytes(most))) == bytes(most)
+    assert refused(opener, data(bytes(most + 1))) == (413, "clip_too_large")
+
+
 def test_full_disk(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device that is always full stands for the disk."""
     monkeypatch.setattr(media_module, "new_path", lambda _: spool / "new")
@@ -316,6 +324,16 @@ def test_no_step_is_a_link(root: Path, tmp_path: Path) -> None:
         assert (root / changed).read_bytes() in (b"secret", CONTENT)  # who follows links gets it
         with pytest.raises(OSError, match=r"not a regular file|Not a directory|symbolic links"):
             _open_below(str(root), changed)
+
+
+def test_name_becomes_a_link_after_it_was_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from holitom_cli.serve.roots import _open_below
+
+    regular = (root / "inner" / "clip.mp4").stat()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: regular)  # what it was a moment ago
+    with pytest.raises(OSError, match="symbolic links"):
+        _open_below(str(root), "out.mp4")
+    os.close(_open_below(str(root), "inner/clip.mp4"))  # control
 
 
 def test_no_descriptor_stays_open(spool: Path, root: Path) -> None:
