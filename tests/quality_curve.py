@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,11 @@ def compared(ours: Answered, runs: Mapping[str, Path], seed: int) -> Iterator[li
             if change is None:
                 continue
             both = [ours[key].correct for key in own if key in ours]
-            accuracy, stderr = mean(both), standard_error(both)
+            reached, stderr = mean(both), standard_error(both)
             there = mean([judged.correct for key, judged in own.items() if key in ours])
             yield [
-                name, f"`{method}`", f"{budget:g}%", f"{change['questions']:,}", _accuracy(accuracy, stderr),
-                _accuracy(there, None), _difference(change), str(change["gained"]), str(change["lost"]),
+                name, f"`{method}`", f"{budget:g}%", f"{change['questions']:,}", accuracy(reached, stderr),
+                accuracy(there, None), difference(change), str(change["gained"]), str(change["lost"]),
             ]  # fmt: skip
 
 
@@ -157,12 +157,16 @@ def write(docs: Path, document: Mapping[str, Any], comparisons: Iterator[list[st
         table(["type", "questions", *map(_heading, _some(results))], _types(results)),
         table(heads, comparisons),
     ]  # fmt: skip
-    page = docs / "quality.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    put_figures(docs / "quality.md", BEGIN, parts)
+
+
+def put_figures(page: Path, begin: str, parts: Sequence[str]) -> None:
+    """Put paragraphs between the mark `begin` and END of a page, instead of what is there."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"{page} has no place for figures: {BEGIN.strip()} {END.strip()}")
-    page.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n\n" + END + after, encoding="utf-8")
+        raise SystemExit(f"{page} has no place for figures: {begin.strip()} {END.strip()}")
+    page.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n\n" + END + after, encoding="utf-8")
 
 
 def origin(document: Mapping[str, Any]) -> str:
@@ -192,28 +196,30 @@ def picture(document: Mapping[str, Any]) -> str:
     return plot(title, right, Axis("accuracy", lambda share: f"{share:.0%}"), lines, full, alone=True)
 
 
-def table(heads: Sequence[str], rows: Iterator[list[str]]) -> str:
+def table(heads: Sequence[str], rows: Iterable[list[str]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in ([*heads], ["---"] * len(heads), *rows))
 
 
 def _cells(result: Result) -> list[str]:
     change = result["against_full"]
-    paired = [percent(change["kept"]) if change["kept"] is not None else "", _difference(change)]
+    paired = [percent(change["kept"]) if change["kept"] is not None else "", difference(change)]
     flips = [str(change["gained"]), str(change["lost"])]
     return [
         f"`{result['method']}`", f"{result['budget']:g}%", f"{result['tokens']:,.0f}",
-        _accuracy(result["accuracy"], result["stderr"]), *([""] * 4 if result["method"] == "full" else paired + flips),
+        accuracy(result["accuracy"], result["stderr"]), *([""] * 4 if result["method"] == "full" else paired + flips),
         flop(result["paper_flops"]), flop(result["flops"]),
     ]  # fmt: skip
 
 
-def _accuracy(share: float | None, stderr: float | None) -> str:
+def accuracy(share: float | None, stderr: float | None) -> str:
+    """A share of 1 in percent, and its standard error in points."""
     shown = "" if share is None else f"{100 * share:.1f}%"
     return shown if stderr is None else f"{shown} ± {100 * stderr:.1f}"
 
 
-def _difference(change: Mapping[str, Any]) -> str:
+def difference(change: Mapping[str, Any]) -> str:
+    """Points between two methods, as `statistics.against` compares them, and their interval."""
     shown = f"{100 * change['difference']:+.1f}"
     return shown if change["low"] is None else f"{shown} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
 
@@ -231,7 +237,7 @@ def _heading(result: Result) -> str:
 def _types(results: Sequence[Result]) -> Iterator[list[str]]:
     shown = _some(results)
     for kind, figures in sorted(shown[0]["by_type"].items()):
-        yield [kind, str(figures["questions"]), *(_accuracy(one["by_type"][kind]["accuracy"], None) for one in shown)]
+        yield [kind, str(figures["questions"]), *(accuracy(one["by_type"][kind]["accuracy"], None) for one in shown)]
 
 
 if __name__ == "__main__":
