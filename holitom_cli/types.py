@@ -383,8 +383,8 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """An answer and everything that made it."""
+class AnswerRecord:
+    """An answer and all that is reported of it."""
 
     question: str
     text: str
@@ -399,15 +399,22 @@ class Answer:
     flops: Flops
     model: ModelInfo
     frames: Frames
-    visual: VisualTokens
-    inner_source: Tensor  # (F, P) int64 span row each original token ends in, -1 = dropped
-    inner_size: Tensor  # (N+1,) int64 original tokens that end in each span row, newline last
     token_ids: tuple[int, ...]
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     context: str = ""  # words about the clip that stood before the question
     choices: tuple[Choice, ...] = ()  # where there were some, the text is the likeliest of them
+    served_by: Mapping[str, Any] | None = None  # the running server that gave it: its version and process id
 
-    def agrees(self, other: Answer) -> bool:
+    def agrees(self, other: AnswerRecord) -> bool:
         """Whether both say the same, token by token: texts can be alike, or both empty, where tokens differ."""
         return (self.text, self.token_ids) == (other.text, other.token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Answer(AnswerRecord):
+    """An answer and everything that made it: its record, and where every patch of the clip went."""
+
+    visual: VisualTokens
+    inner_source: Tensor  # (F, P) int64 span row each original token ends in, -1 = dropped
+    inner_size: Tensor  # (N+1,) int64 original tokens that end in each span row, newline last

@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"errors", "types", "clock", "flops", "methods", "model", "pipeline", "check"},
     "quality": {"errors", "types", "video", "methods", "model", "pipeline", "batch"},  # rows are resumed alike
     "batch": {"__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline"},
-    "serve": {"errors", "types", "clock", "video", "methods", "model", "pipeline", "batch"},
+    "serve": {"__init__", "errors", "types", "clock", "video", "methods", "model", "pipeline", "batch"},
     "report": {"errors", "types"},
     "cli": {
         "__init__", "errors", "types", "clock", "cache", "video", "methods", "model", "account", "pipeline", "quality",

@@ -56,14 +56,19 @@ def watched_key(clip: str, checkpoint: Checkpoint, where: Sequence[str], method:
     from holitom_cli.cache import FORMAT
 
     source = checkpoint.source
-    files = sorted(path for path in source.path.iterdir() if path.suffix in (".safetensors", ".json"))
-    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    weights = weights_identity(source.path)
     settings = [methods.name_of(method), asdict(method)]  # type: ignore[call-overload]
     model = [str(source.path), source.revision, weights, *where]
     everything = [FORMAT, __version__, versions(), clip, model, settings, asdict(sampling)]
     return blake2b(
         json.dumps(everything, sort_keys=True).encode("utf-8", "backslashreplace"), digest_size=16
     ).hexdigest()
+
+
+def weights_identity(folder: Path) -> list[list[str | int]]:
+    """The files that make a model: name, bytes and time of change of each in its folder."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def finished_rows(output: Path) -> dict[str, dict[str, Any]]:

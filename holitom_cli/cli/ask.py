@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from holitom_cli.cli import inline, session
+from holitom_cli.cli import inline, served, session
 from holitom_cli.cli import pictures as drawing
 from holitom_cli.cli.console import Talk, write, write_json
 from holitom_cli.cli.options import (
@@ -22,7 +22,10 @@ from holitom_cli.cli.options import (
     MethodOptions,
     ModelOptions,
     PictureOptions,
+    RuntimeOptions,
     SamplingOptions,
+    ServerChoice,
+    ServerUse,
     VideoOptions,
     command,
     refuse_idle,
@@ -31,7 +34,7 @@ from holitom_cli.cli.options import (
 from holitom_cli.report.record import document
 from holitom_cli.report.terminal import report, warning_line
 from holitom_cli.report.text import visible
-from holitom_cli.types import Generation, Watched
+from holitom_cli.types import AnswerRecord, Generation, Watched
 
 if TYPE_CHECKING:
     from holitom_cli.cli.inline import Painter
@@ -47,6 +50,7 @@ _WARM_UP_TOKENS = 8  # enough for the CUDA graph, too
     SamplingOptions,
     CacheOptions,
     ModelOptions,
+    RuntimeOptions,
     MethodOptions,
     AnswerOptions,
     PictureOptions,
@@ -57,6 +61,7 @@ def ask(
     sampling: SamplingOptions,
     kept: CacheOptions,
     model: ModelOptions,
+    runtime: RuntimeOptions,
     method: MethodOptions,
     answer: AnswerOptions,
     pictures: PictureOptions,
@@ -77,6 +82,7 @@ def ask(
         Path | None, typer.Option("--questions", "-Q", metavar="FILE", help="A file with one question a line.")
     ] = None,
     choices: Choices = None,
+    server: ServerChoice = ServerUse.auto,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer with every token kept too, and compare.")
     ] = False,
@@ -89,12 +95,24 @@ def ask(
     The answer alone goes to stdout, the report to stderr.
     """
     talk = Talk(quiet=quiet)
-    # 1. Everything that can be wrong without reading a weight or a frame.
+    # 1. What can be wrong without reading a weight or a frame, and without loading a library.
     asked = session.read_questions(question, questions, questions_file)
     given = split_choices(choices, context)
     pictures.check()
     paint = _painter(pictures, talk, context)
-    chosen, wish = method.build(context), sampling.build(video, context)
+    wish, stream = sampling.build(video, context), not (json or no_stream)
+    # 2. The answers of a running server, where there is one that would say what this process does.
+    not_served = ""
+    if not served.only_here(told, kept, model, pictures, context, baseline=baseline, choices=bool(given)):
+        request = served.Request(file, asked, wish, video, model, method, answer)
+        theirs, not_served = served.answers(server, runtime, request, context, talk, aloud=stream)
+        if theirs:
+            _tell(theirs, [], talk, json=json, no_stream=no_stream)
+            return
+        if not_served:
+            talk.say(Text(not_served, "dim"))
+    # 3. What else can be wrong without reading a weight.
+    chosen = method.build(context)
     from holitom_cli.video import most_frames, probe, warm_up
 
     warm_up()
@@ -109,20 +127,19 @@ def ask(
     for rival in rivals:
         session.check_room(checkpoint, rival, most_frames(wish, info), asked, given)
     session.check_memory(model, checkpoint, rivals, most_frames(wish, info), asked, answer.max_new_tokens)
-    # 2. The model, and what it sees: what it has seen already, or else the frames.
+    # 4. The model, and what it sees: what it has seen already, or else the frames.
     shelf = None if baseline else session.shelf(kept, file, model, checkpoint, chosen, wish)
     known = shelf.find() if shelf else None
     if known:
         loaded, frames = session.load(model, checkpoint, talk), known[0]
     else:
         loaded, frames = session.load_and_read(model, checkpoint, rivals, file, wish, video.decode_timeout, talk)
-    # 3. The answers.
+    # 5. The answers.
     if baseline:
         brief, quiet_talk = replace(answer, max_new_tokens=_WARM_UP_TOKENS), Talk(quiet=True)
         with talk.busy("Warming up, so that both are timed alike"):
             for rival in rivals:
                 _answers(loaded, session.watch(loaded, frames, rival, quiet_talk), asked[:1], given, brief, quiet_talk)
-    stream = not (json or no_stream)
     seen = Watched(*known, chosen, Clock(loaded.device)) if known else session.watch(loaded, frames, chosen, talk)
     if shelf and not known:
         shelf.keep(seen, talk)
@@ -130,14 +147,27 @@ def ask(
     answers = _answers(loaded, seen, asked, given, answer, talk, stream=stream)
     everything = session.tell(session.watch(loaded, frames, rivals[1], talk), lines, told) if baseline else None
     full = _answers(loaded, everything, asked, given, answer, talk) if everything else []
-    # 4. The report.
+    # 6. The report.
+    _tell(answers, full, talk, json=json, no_stream=no_stream, not_served=not_served)
+    drawing.write(pictures, file, video.decode_timeout, answers, full, paint, talk)
+
+
+def _tell(
+    answers: Sequence[AnswerRecord],
+    full: Sequence[AnswerRecord],
+    talk: Talk,
+    *,
+    json: bool,
+    no_stream: bool,
+    not_served: str = "",
+) -> None:
+    """What has not been said while the answers came: the document or the text, and the report."""
     if json:
-        write_json(document(answers, full))
+        write_json(document(answers, full) | ({"not_served": not_served} if not_served else {}))
     elif no_stream:
         write("".join(f"{item.text}\n" for item in answers))
     talk.say(report(answers, full))
-    drawing.write(pictures, file, video.decode_timeout, answers, full, paint, talk)
-    if quiet:
+    if talk.quiet:
         for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
             talk.insist(warning_line(warning))
 

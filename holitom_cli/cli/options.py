@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -81,7 +81,45 @@ class CacheOptions:
 
     @property
     def folder(self) -> Path:
-        return (self.cache_dir or Path.home() / _CACHES.get(sys.platform, ".cache")) / "holitom"
+        return (self.cache_dir or _user_caches()) / "holitom"
+
+
+def _user_caches() -> Path:
+    return Path.home() / _CACHES.get(sys.platform, ".cache")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Where servers and `ask` of the same user find each other."""
+
+    runtime_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--runtime-dir",
+            help="Running servers are found below this folder.",
+            rich_help_panel=_MODEL,
+            envvar=["HOLITOM_RUNTIME_DIR", "XDG_RUNTIME_DIR"],
+            show_default="the user's cache directory",
+        ),
+    ] = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of their sockets, which only the user can enter once a server has made it."""
+        return (self.runtime_dir or _user_caches()) / "holitom" / "servers"
+
+
+class ServerUse(StrEnum):
+    """Whether a running server may answer."""
+
+    auto = "auto"
+    off = "off"
+
+
+ServerChoice = Annotated[
+    ServerUse,
+    _option("--server", "auto lets a running holitom serve of yours answer, if it would answer the same.", _MODEL),
+]
 
 
 class SamplingWay(StrEnum):
@@ -257,7 +295,15 @@ class MethodOptions:
 
         cls = methods.find(self.method)
         fields = {field.name for field in methods.settings_of(cls)}
-        fitting = fields | ({"preset"} if cls.presets else set()) | ({"budget"} if "retain_ratio" in fields else set())
+        return methods.by_words(**self.words(context, fields, has_presets=bool(cls.presets)))
+
+    def words(self, context: typer.Context, fields: Set[str], *, has_presets: bool) -> dict[str, Any]:
+        """What `methods.by_words` makes the method of, if these are its settings; no more is checked than the options.
+
+        Raises:
+            UsageError: two of them say the same thing in different ways.
+        """
+        fitting = fields | ({"preset"} if has_presets else set()) | ({"budget"} if "retain_ratio" in fields else set())
         given = {
             name: value
             for name in ("preset", "budget", *_SETTINGS)
@@ -272,8 +318,8 @@ class MethodOptions:
         preset, budget = given.pop("preset", None), given.pop("budget", None)
         if budget is not None:
             given.pop("retain_ratio", None)  # it is as near, in the environment or the file
-            return methods.at_budget(self.method, budget, **{**given, **self._pairs()})
-        return methods.get(self.method, preset=preset, **{**given, **self._pairs()})
+        settings = {**given, **self._pairs()}
+        return {"name": self.method, "preset": preset, "budget": budget, "settings": settings}
 
     def _pairs(self) -> dict[str, str]:
         return split_pairs("--set", self.set or [])
@@ -465,6 +511,11 @@ def _parameters(group: type) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+def is_said(context: typer.Context, name: str) -> bool:
+    """Whether the command line itself has an option."""
+    return _nearness(context, name) == _NEAREST
 
 
 def _nearness(context: typer.Context, name: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +15,9 @@ import typer
 from holitom_cli.cli import session
 from holitom_cli.cli.console import Talk
 from holitom_cli.cli.guard import INTERRUPTED, end_at_once, signals_are_lent
-from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, VideoOptions, command
-from holitom_cli.errors import UsageError
+from holitom_cli.cli.options import AnswerOptions, MethodOptions, ModelOptions, RuntimeOptions, VideoOptions, command
+from holitom_cli.errors import UsageError, reason
+from holitom_cli.report.terminal import warning_line
 from holitom_cli.types import Generation
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from holitom_cli.model.loading import Model
     from holitom_cli.serve.app import Service
     from holitom_cli.serve.files import FileStore
+    from holitom_cli.serve.local import Local
     from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Defaults
 
@@ -152,13 +156,23 @@ class CeilingOptions:
         return Ceilings(self.frames_ceiling, self.tokens_ceiling, self.seconds_ceiling, self.pixels_ceiling)
 
 
-@command(ServerOptions, ClipOptions, CeilingOptions, VideoOptions, ModelOptions, MethodOptions, AnswerOptions)
+@command(
+    ServerOptions,
+    ClipOptions,
+    CeilingOptions,
+    VideoOptions,
+    ModelOptions,
+    RuntimeOptions,
+    MethodOptions,
+    AnswerOptions,
+)
 def serve(
     server: ServerOptions,
     clips: ClipOptions,
     ceilings: CeilingOptions,
     video: VideoOptions,
     model: ModelOptions,
+    runtime: RuntimeOptions,
     method: MethodOptions,
     answer: AnswerOptions,
     *,
@@ -183,6 +197,7 @@ def serve(
     from holitom_cli.serve.answering import Limits
     from holitom_cli.serve.app import Service
     from holitom_cli.serve.engine import Engine
+    from holitom_cli.serve.local import Local
     from holitom_cli.serve.spool import private_folder
     from holitom_cli.serve.wishes import Defaults
 
@@ -199,23 +214,38 @@ def serve(
 
     # 2. An address, where health can be asked for from here on; the thread that will own the model loads it.
     engine = Engine(load, server.rows, server.keep_bytes)
-    with private_folder() as folder:
+    with private_folder() as folder, _socket(runtime, talk) as listener:
         limits = Limits(server.rows + server.queue, clips.upload_bytes, server.timeout)
         service = Service(engine, *clips.build(folder), defaults, most, limits)
-        code = _run(service, server, talk)
+        local = Local(service, listener, checkpoint.source) if listener else None
+        code = _run(service, server, local, talk)
     if engine.alive:  # inside a library, and it would be torn down with it
         end_at_once(code)
     raise typer.Exit(code)
 
 
-def _run(service: Service, options: ServerOptions, talk: Talk) -> int:
+@contextmanager
+def _socket(runtime: RuntimeOptions, talk: Talk) -> Iterator[socket.socket | None]:
+    """The socket for `holitom ask` of the same user; None where there cannot be one, which is said."""
+    from holitom_cli.serve import sockets
+
+    listener = None
+    with ExitStack() as ending:
+        try:
+            listener = ending.enter_context(sockets.listening(runtime.folder)) if sockets.OFFERED else None
+        except (OSError, sockets.UnsafeError) as error:
+            talk.insist(warning_line(f"holitom ask will not find this server: {reason(error)}."))
+        yield listener
+
+
+def _run(service: Service, options: ServerOptions, local: Local | None, talk: Talk) -> int:
     """Serve until a signal comes; returns the exit code."""
     from holitom_cli.serve.server import listen, prepare, run
 
     app = service.app(api_key=options.api_key, host=options.host, names=options.server_name or [])
     with listen(options.host, options.port) as at, signals_are_lent():
         talk.say(f"Listening at {_url(at)}. Ctrl-C ends it.")
-        server = prepare(service, app, options.grace)
+        server = prepare(service, app, options.grace, local)
         run(server, at)
     return INTERRUPTED if server.signal == signal.SIGINT else 0
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -15,6 +15,7 @@ from holitom_cli.cli.options import CacheOptions, ContextOptions, ModelOptions, 
 from holitom_cli.errors import UsageError, reason
 from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import budget, size
+from holitom_cli.types import AnswerRecord
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from holitom_cli.methods.tools.variants import Variant
     from holitom_cli.model.hub import Download, Source
     from holitom_cli.model.loading import Checkpoint, Model
-    from holitom_cli.types import Answer, Frames, Sampling, VisualTokens, Watched
+    from holitom_cli.types import Frames, Sampling, VisualTokens, Watched
 
+A = TypeVar("A", bound=AnswerRecord)
 _LOOK_SECONDS = 0.2
 _SMALL = 50_000_000  # parameters
 _EXAMPLE = 'As in: -q "What happens?"'
@@ -152,7 +154,7 @@ def tell(watched: Watched, lines: Sequence[tuple[float, float, str]], told: Cont
     return pipeline.tell_subtitles(timed, lines)
 
 
-def answered(ask: Callable[..., Answer], talk: Talk, *, aloud: bool) -> Answer:
+def answered(ask: Callable[..., A], talk: Talk, *, aloud: bool) -> A:
     """The answer of what is called with `on_text`; aloud it is written as it comes, and so far as it came."""
     said = False
     with talk.busy("Answering") as done:

@@ -218,6 +218,15 @@ def at_budget(name: str, budget: str, **settings: Any) -> Method:
     return get(name, preset=preset, **{"retain_ratio": share, **settings})
 
 
+def by_words(name: str, preset: str | None, budget: str | None, settings: Mapping[str, Any]) -> Method:
+    """Make a method at a budget, where there is one, or with a preset.
+
+    Raises:
+        MethodError: as of `get` and `at_budget`.
+    """
+    return get(name, preset=preset, **settings) if budget is None else at_budget(name, budget, **settings)
+
+
 def _preset(cls: type[Method], name: str, preset: str | None) -> Mapping[str, Any]:
     if preset is None:
         return {}

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holitom_cli.errors import HolitomError
-    from holitom_cli.types import Answer, Frames, TokenCounts, VideoInfo
+    from holitom_cli.types import AnswerRecord, Frames, TokenCounts, VideoInfo
 
 SCHEMA_VERSION = 1
 STAGES = ("probe", "decode", "preprocess", "vision", "compress", "prefill", "sample")
 
 
-def document(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> dict[str, Any]:
+def document(answers: Sequence[AnswerRecord], baseline: Sequence[AnswerRecord] = ()) -> dict[str, Any]:
     """Return one document on all questions about one clip.
 
     `answers` share the clip and the checkpoint. `baseline` holds the same questions, in order, answered
@@ -34,7 +34,9 @@ def document(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> dict
     return _common(answers[0]) | {"results": results}
 
 
-def comparison(answers: Sequence[Answer], budgets: Sequence[float | str], full: Answer | None) -> dict[str, Any]:
+def comparison(
+    answers: Sequence[AnswerRecord], budgets: Sequence[float | str], full: AnswerRecord | None
+) -> dict[str, Any]:
     """Return one document on one question about one clip, answered with several methods at these budgets.
 
     `full` is the answer with every token kept, where it is among them: what the others are compared with.
@@ -46,7 +48,7 @@ def comparison(answers: Sequence[Answer], budgets: Sequence[float | str], full: 
     return _common(answers[0]) | {"results": results}
 
 
-def flat_record(answer: Answer, key: str) -> dict[str, Any]:
+def flat_record(answer: AnswerRecord, key: str) -> dict[str, Any]:
     """Return one row about one question: the document's common keys and the result's, side by side.
 
     `key` is the row's own: the same clip, question, settings and checkpoint have the same.
@@ -66,7 +68,7 @@ def error_record(path: str, question: str, error: HolitomError, key: str) -> dic
     return {"key": key} | error_document(error) | asked
 
 
-def _common(answer: Answer) -> dict[str, Any]:
+def _common(answer: AnswerRecord) -> dict[str, Any]:
     """What is the same for every question about a clip."""
     common = {
         "video": _video(answer.frames.video),
@@ -74,6 +76,7 @@ def _common(answer: Answer) -> dict[str, Any]:
         "settings": asdict(answer.generation),
         "model": asdict(answer.model),
         "versions": answer.versions,
+        **({"served_by": answer.served_by} if answer.served_by else {}),
     }
     return {"schema_version": SCHEMA_VERSION, **clean(common)}
 
@@ -115,7 +118,7 @@ def _sampling(frames: Frames) -> dict[str, Any]:
     }
 
 
-def _result(answer: Answer) -> dict[str, Any]:
+def _result(answer: AnswerRecord) -> dict[str, Any]:
     flops = answer.flops
     result = {
         "question": answer.question,
@@ -158,7 +161,7 @@ def _tokens(tokens: TokenCounts) -> dict[str, Any]:
     }
 
 
-def _segments(answer: Answer) -> list[dict[str, Any]]:
+def _segments(answer: AnswerRecord) -> list[dict[str, Any]]:
     return [
         {
             "start_frame": segment.start_frame,
@@ -171,7 +174,7 @@ def _segments(answer: Answer) -> list[dict[str, Any]]:
     ]
 
 
-def _timings(answer: Answer) -> dict[str, Any]:
+def _timings(answer: AnswerRecord) -> dict[str, Any]:
     """Every stage has its key: null where it did not run, as for frames that were passed in."""
     timings = answer.timings
     return {

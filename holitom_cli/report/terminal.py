@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from holitom_cli.errors import HolitomError
-    from holitom_cli.types import Answer, Choice, Frames, ModelInfo, Segment, TokenCounts
+    from holitom_cli.types import AnswerRecord, Choice, Frames, ModelInfo, Segment, TokenCounts
 
 _KINDS = {
     "demo": "bundled with holitom",
@@ -33,14 +33,14 @@ TTFT_STAGES = ("vision", "compress", "prefill", "sample")
 STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
 
 
-def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> RenderableType:
+def report(answers: Sequence[AnswerRecord], baseline: Sequence[AnswerRecord] = ()) -> RenderableType:
     """Return the report on one or several questions about one clip.
 
     `answers` share the clip, the checkpoint and the method: what is the same for all is shown once.
     `baseline` holds the same questions, in order, answered with every token kept; ValueError where it
     is shorter or longer.
     """
-    rivals: Sequence[Answer | None] = baseline or [None] * len(answers)
+    rivals: Sequence[AnswerRecord | None] = baseline or [None] * len(answers)
     shared = shared_stages(answers)
     common = [render for same, render in _PARTS if len({same(answer) for answer in answers}) == 1]
     own = [render for same, render in _PARTS if len({same(answer) for answer in answers}) > 1]
@@ -57,7 +57,7 @@ def report(answers: Sequence[Answer], baseline: Sequence[Answer] = ()) -> Render
     return Encodable(Group(*parts))
 
 
-def summary(answers: Sequence[Answer]) -> RenderableType:
+def summary(answers: Sequence[AnswerRecord]) -> RenderableType:
     """Return the report in short: what was kept, and where the time went.
 
     `answers` are two or more, and share the clip, the checkpoint and the method.
@@ -149,11 +149,11 @@ def title(frames: Frames) -> str:
     return PurePath(frames.video.path).name if frames.video else "frames from memory"
 
 
-def _header(answer: Answer) -> RenderableType:
+def _header(answer: AnswerRecord) -> RenderableType:
     return _section(title(answer.frames), _facts(header_rows(answer)))
 
 
-def header_rows(answer: Answer) -> list[tuple[str, str | Text]]:
+def header_rows(answer: AnswerRecord) -> list[tuple[str, str | Text]]:
     """Which file, frames, decoder, checkpoint and method, as labels and values."""
     settings = ", ".join(f"{name} {value}" for name, value in answer.method_settings.items())
     return [
@@ -162,6 +162,7 @@ def header_rows(answer: Answer) -> list[tuple[str, str | Text]]:
         ("decoder", _decoder(answer.frames)),
         *model_rows(answer.model),
         ("method", f"{answer.method} ({settings})" if settings else answer.method),
+        *([("served by", f"the running server, process {answer.served_by['pid']}")] if answer.served_by else []),
     ]
 
 
@@ -227,14 +228,14 @@ def model_rows(model: ModelInfo) -> list[tuple[str, str | Text]]:
     return [(label, value) for label, value in rows if value]
 
 
-def _warnings(answers: Sequence[Answer]) -> list[RenderableType]:
+def _warnings(answers: Sequence[AnswerRecord]) -> list[RenderableType]:
     """Every different warning once, the clip's first."""
     texts = [*answers[0].frames.warnings, *(warning for answer in answers for warning in answer.warnings)]
     lines = [warning_line(warning) for warning in dict.fromkeys(texts)]
     return [Padding(Group(*lines), (0, 0, 1, 0))] if lines else []
 
 
-def _funnel(answer: Answer) -> RenderableType:
+def _funnel(answer: AnswerRecord) -> RenderableType:
     tokens = answer.tokens
     chart = _chart(figures=2)
     for label, left in funnel_rows(tokens):
@@ -259,7 +260,7 @@ def funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
     return rows
 
 
-def _segments(answer: Answer) -> RenderableType:
+def _segments(answer: AnswerRecord) -> RenderableType:
     counts = sorted(segment.tokens for segment in answer.segments)
     if not counts:
         return Group()
@@ -270,13 +271,13 @@ def _segments(answer: Answer) -> RenderableType:
 
 
 # What is shown once where it is the same for every question, and with each question where not.
-_PARTS: tuple[tuple[Callable[[Answer], Hashable], Callable[[Answer], RenderableType]], ...] = (
+_PARTS: tuple[tuple[Callable[[AnswerRecord], Hashable], Callable[[AnswerRecord], RenderableType]], ...] = (
     (lambda answer: (answer.tokens.funnel, answer.tokens.inside), _funnel),
     (lambda answer: answer.segments, _segments),
 )
 
 
-def shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
+def shared_stages(answers: Sequence[AnswerRecord]) -> dict[str, float]:
     """Stages that several questions report with the same time, because they ran once.
 
     None for a single question: its stages are read best in one piece.
@@ -288,7 +289,7 @@ def shared_stages(answers: Sequence[Answer]) -> dict[str, float]:
 # --- each question ---------------------------------------------------------------------------
 
 
-def _question(answer: Answer, number: int, total: int) -> RenderableType:
+def _question(answer: AnswerRecord, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
     prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
@@ -298,7 +299,7 @@ def _question(answer: Answer, number: int, total: int) -> RenderableType:
     return _section(title, facts, *([Text(), _choices(answer.choices)] if answer.choices else []))
 
 
-def ending(answer: Answer) -> str:
+def ending(answer: AnswerRecord) -> str:
     """How the answer came to its end."""
     if answer.choices:
         return f"the likeliest of {text.count(len(answer.choices))} choices, nothing was generated"
@@ -328,12 +329,12 @@ def _waterfall(stages: Mapping[str, float]) -> RenderableType:
     return Constrain(chart, _CHART_COLUMNS)
 
 
-def _time(answer: Answer, without: Mapping[str, float]) -> RenderableType:
+def _time(answer: AnswerRecord, without: Mapping[str, float]) -> RenderableType:
     stages = {name: ms for name, ms in all_stages(answer).items() if name not in without}
     return _section("Time", _waterfall(stages), Text(), _facts(time_rows(answer)), note=short(answer.model))
 
 
-def all_stages(answer: Answer) -> dict[str, float]:
+def all_stages(answer: AnswerRecord) -> dict[str, float]:
     """Milliseconds of each stage in order, and of all tokens after the first."""
     stages, tpot_ms = dict(answer.timings.stages_ms), answer.timings.tpot_ms
     if tpot_ms:
@@ -342,7 +343,7 @@ def all_stages(answer: Answer) -> dict[str, float]:
     return stages
 
 
-def time_rows(answer: Answer) -> list[tuple[str, str]]:
+def time_rows(answer: AnswerRecord) -> list[tuple[str, str]]:
     """What the stages add up to, as labels and values."""
     timings = answer.timings
     return [
@@ -361,11 +362,11 @@ def short(model: ModelInfo) -> str:
     return f"{PurePath(model.id).name}, {_KINDS[model.kind]}"
 
 
-def _cost(answer: Answer) -> RenderableType:
+def _cost(answer: AnswerRecord) -> RenderableType:
     return _section("Cost", _facts(cost_rows(answer)), note="FLOPs are the prefill's")
 
 
-def cost_rows(answer: Answer) -> list[tuple[str, str]]:
+def cost_rows(answer: AnswerRecord) -> list[tuple[str, str]]:
     """Arithmetic of the prefill and memory, as labels and values."""
     flops, memory = answer.flops, answer.memory
     device = memory.device_peak_bytes
@@ -384,7 +385,7 @@ def _saving(kept: float, full: float) -> str:
 # --- side by side ----------------------------------------------------------------------------
 
 
-def _comparison(answer: Answer, full: Answer) -> RenderableType:
+def _comparison(answer: AnswerRecord, full: AnswerRecord) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("")
     for heading in (answer.method, full.method, "ratio"):
@@ -403,7 +404,7 @@ def _comparison(answer: Answer, full: Answer) -> RenderableType:
 _Row = tuple[str, Callable[[Any], str], float | None, float | None]
 
 
-def compared(answer: Answer, full: Answer) -> list[_Row]:
+def compared(answer: AnswerRecord, full: AnswerRecord) -> list[_Row]:
     """Label, how to write it, this method's figure, the baseline's figure.
 
     The host's peak is left out: it only grows while the process lives, so the later run would

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from holitom_cli.serve.app import Service
+    from holitom_cli.serve.local import Local
 
 # The grace time in three: answers may end; those that have not are told so; the engine ends the step that it is in.
 _ANSWERS, _WORDS, _STEP = 0.7, 0.1, 0.15
@@ -39,13 +40,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"Nothing can listen at {host} port {port}: {told}.", "Choose another --port.") from error
 
 
-def prepare(service: Service, app: ASGIApp, grace_seconds: float) -> Server:
-    """A server that at its end gives answers under way some seconds to finish."""
+def prepare(service: Service, app: ASGIApp, grace_seconds: float, local: Local | None = None) -> Server:
+    """A server that at its end gives answers under way some seconds to finish; `local` is for this user alone."""
     config = uvicorn.Config(
         app, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=(_ANSWERS + _WORDS) * grace_seconds,  # type: ignore[arg-type]  # asyncio takes parts
     )  # fmt: skip
-    return Server(config, service, grace_seconds)
+    return Server(config, service, grace_seconds, local)
 
 
 def run(server: Server, at: socket.socket) -> None:
@@ -62,9 +63,9 @@ def run(server: Server, at: socket.socket) -> None:
 class Server(uvicorn.Server):
     """Ends as `holitom` does, not by raising the signal once more."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, grace_seconds: float, local: Local | None) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self._local = service, local
         self.signal: int | None = None  # that ended it
         self._grace_seconds = grace_seconds
 
@@ -72,12 +73,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self.service.engine.on_failure = self._end
         self.service.engine.start(asyncio.get_running_loop())
+        if self._local:
+            self._local.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.answering.draining = True
         engine, loop = self.service.engine, asyncio.get_running_loop()
         cutting = loop.call_later(_ANSWERS * self._grace_seconds, engine.cut_off)
-        await super().shutdown(sockets)
+        local = self._local.close((_ANSWERS + _WORDS) * self._grace_seconds) if self._local else asyncio.sleep(0)
+        await asyncio.gather(super().shutdown(sockets), local)
         cutting.cancel()
         self.service.watching.close()
         # In a thread of its own: the engine may have something to tell the loop.

@@ -38,7 +38,7 @@ class Watching:
 
     def __init__(self, engine: Engine, media: Media, ceilings: Ceilings, timeout_seconds: float) -> None:
         """Decode with as many workers as there are cores for, each of which may take so long for a clip."""
-        self._engine, self._media, self._ceilings = engine, media, ceilings
+        self._engine, self._media, self.ceilings = engine, media, ceilings
         self._timeout_seconds = timeout_seconds
         readers = reader_count()
         video.limit_memory(int(_MEMORY_SHARE * psutil.virtual_memory().total / readers))
@@ -107,7 +107,7 @@ class Watching:
     def _decode(self, path: Path, wish: Wish, model: Model, gone: threading.Event) -> Frames:
         """The frames of a clip within the ceilings. It comes from a client, so that decord never sees it."""
         info = video.probe(path, timeout_seconds=self._timeout_seconds)
-        ceilings = self._ceilings
+        ceilings = self.ceilings
         if info.duration_seconds > ceilings.clip_seconds:
             _too_much(
                 f"The clip lasts {info.duration_seconds:,.0f} s; {ceilings.clip_seconds:,.0f} s is the most here."

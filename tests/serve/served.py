@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ import httpx2
 import openai
 
 from holitom_cli import methods
+from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import Model, load_model
-from holitom_cli.serve import server
+from holitom_cli.serve import server, sockets
 from holitom_cli.serve.answering import Limits
 from holitom_cli.serve.app import Service
 from holitom_cli.serve.engine import Engine
 from holitom_cli.serve.files import FileRules, FileStore
+from holitom_cli.serve.local import Local
 from holitom_cli.serve.media import Media, MediaRules
 from holitom_cli.serve.wishes import Ceilings, Defaults
 from holitom_cli.types import Generation
@@ -140,9 +142,14 @@ def serving(
     api_key: str | None = None,
     ceilings: Ceilings = CEILINGS,
     engine: Engine | None = None,
+    local: Path | None = None,
+    name: str | Path = "demo",
     wait: bool = True,
 ) -> Iterator[Served]:
-    """A server with a model, at a port of its own, until the block ends."""
+    """A server with a model, at a port of its own, until the block ends.
+
+    With a folder in `local` it can be asked by this user, too, about the checkpoint of that name.
+    """
     engine = engine or Engine(loaded, rows, keep_bytes)
     defaults = Defaults(methods.get("holitom"), Generation(max_new_tokens=16), FRAMES)
     files = FileStore(FileRules(tmp_path, upload_bytes, 2**24, 60.0))
@@ -153,18 +160,21 @@ def serving(
     at = server.listen("127.0.0.1", 0)
     at.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
     port: int = at.getsockname()[1]
-    running = server.prepare(service, app, grace_seconds=4.0)
-    thread = threading.Thread(target=server.run, args=(running, at))
-    thread.start()
-    try:
-        served = Served(service, port, api_key)
-        if wait:
-            wait_until(lambda: engine.ready or engine.failure)
-        yield served
-    finally:
-        running.should_exit = True
-        thread.join(PATIENCE_SECONDS)
-        assert not thread.is_alive()
+    with ExitStack() as ending:
+        listener = ending.enter_context(sockets.listening(local)) if local else None
+        near = Local(service, listener, locate(str(name))) if listener else None
+        running = server.prepare(service, app, 4.0, near)
+        thread = threading.Thread(target=server.run, args=(running, at))
+        thread.start()
+        try:
+            served = Served(service, port, api_key)
+            if wait:
+                wait_until(lambda: engine.ready or engine.failure)
+            yield served
+        finally:
+            running.should_exit = True
+            thread.join(PATIENCE_SECONDS)
+            assert not thread.is_alive()
 
 
 @dataclass
