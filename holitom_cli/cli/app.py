@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holitom_cli import __version__
-from holitom_cli.cli.ask import ask
-from holitom_cli.cli.batch import batch
-from holitom_cli.cli.bench import bench
-from holitom_cli.cli.cache import cache
-from holitom_cli.cli.chat import chat
-from holitom_cli.cli.compare import compare
 from holitom_cli.cli.config import defaults
-from holitom_cli.cli.demo import demo
-from holitom_cli.cli.doctor import doctor
-from holitom_cli.cli.eval import evaluate
 from holitom_cli.cli.failure import errors_in_a_sentence
 from holitom_cli.cli.guard import closed_pipe_is_fine
-from holitom_cli.cli.methods import methods
-from holitom_cli.cli.pull import pull
-from holitom_cli.cli.serve import serve
 
-app = typer.Typer(
-    name="holitom",
-    help="Ask questions about video files with a token-compressed LLaVA-OneVision on your own GPU.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+if TYPE_CHECKING:
+    app: typer.Typer  # made when it is first asked for, see __getattr__
+
+# Each in a module of its name, by the function of this name; in the order in which --help shows them.
+_COMMANDS = {
+    "demo": "demo",
+    "ask": "ask",
+    "chat": "chat",
+    "serve": "serve",
+    "compare": "compare",
+    "batch": "batch",
+    "eval": "evaluate",
+    "bench": "bench",
+    "methods": "methods",
+    "doctor": "doctor",
+    "pull": "pull",
+    "cache": "cache",
+}
 # From the user's config file; a broken one leaves the other commands alone.
 TAKE_DEFAULTS = ("ask", "chat", "serve", "compare", "batch", "eval")
-for _command in (demo, ask, chat, serve, compare, batch):
-    app.command()(_command)
-app.command("eval")(evaluate)
-for _command in (bench, methods, doctor, pull, cache):
-    app.command()(_command)
+
+
+def build(names: Iterable[str]) -> typer.Typer:
+    """An app with these commands: a question that a server answers does not wait for the modules of the others."""
+    made = typer.Typer(
+        name="holitom",
+        help="Ask questions about video files with a token-compressed LLaVA-OneVision on your own GPU.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(options)
+    for name in names:
+        made.command(name)(getattr(import_module(f"holitom_cli.cli.{name}"), _COMMANDS[name]))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, with all commands."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault("app", build(_COMMANDS))
 
 
 def _show_version(wanted: bool) -> None:
@@ -46,7 +64,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001  # its callback does the work
@@ -62,4 +79,6 @@ def run() -> None:
     """Parse the command line, run a command and exit."""
     flags = set(sys.argv[1:])
     with closed_pipe_is_fine(), errors_in_a_sentence(debug="--debug" in flags, as_json="--json" in flags):
-        raise SystemExit(app(prog_name="holitom", standalone_mode=False))
+        named = sys.argv[1:2]
+        commands = build(named if named and named[0] in _COMMANDS else _COMMANDS)
+        raise SystemExit(commands(prog_name="holitom", standalone_mode=False))

@@ -257,7 +257,7 @@ class Link:
 
 def disagreement(hello: Mapping[str, Any], wanted: Wanted) -> str:
     """Why a server would not answer as this process does; empty where it would."""
-    if hello["program"] != wire.program():
+    if hello.get("program") != wire.program():
         return "it is another version, or another installation"
     if not hello["ready"]:
         return "it is not ready"

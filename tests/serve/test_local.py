@@ -222,6 +222,7 @@ def test_auto_is_what_it_would_be_here(path: Path) -> None:
     ("changed", "why"),
     [
         ({"ready": False}, "not ready"),
+        ({"program": None}, "another version"),
         ({"program": ["0", *wire.program()[1:]]}, "another version"),
         ({"program": [wire.program()[0], "0.0.0", *wire.program()[2:]]}, "another version"),
         ({"program": [*wire.program()[:3], "/elsewhere"]}, "another installation"),
@@ -389,6 +390,15 @@ def test_signs_of_life_are_heard_while_nothing_is_said(
     monkeypatch.setattr(wire, "BEAT_SECONDS", 60.0)
     with pytest.raises(ElsewhereError, match="does not answer"):  # control
         ask(path, clips[2], ["What?"], sampling=sampling, wanted=wanted)
+
+
+def test_server_that_is_stopped_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes connections for it, and then nothing comes."""
+    monkeypatch.setattr(linking, "_CONNECT_SECONDS", 0.2)
+    with sockets.listening(tmp_path / "s"):
+        (path,) = sockets.found(tmp_path / "s")
+        with pytest.raises(ElsewhereError, match="does not answer"), link(path, DEMO):
+            pass
 
 
 def test_what_has_been_said_is_not_said_again() -> None:
