@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,28 @@ def test_others_are_hung_up_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         other.settimeout(10)
         other.connect(str(path))
         assert other.recv(1) == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root can be somebody else")
+def test_system_tells_who_has_connected() -> None:
+    """A process of another user gets as far as the connection only where everybody is let in."""
+    connects = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as place, sockets.listening(Path(place) / "s") as listener:
+        (door,) = sockets.found(Path(place) / "s")
+
+        def connect(user: int) -> int:
+            command = ["/usr/bin/env", "python3", "-c", connects, str(door)]
+            return subprocess.run(command, user=user, cwd="/", capture_output=True, check=False, timeout=30).returncode
+
+        assert connect(65534) != 0
+        for open_to_all in (Path(place), door.parent):
+            open_to_all.chmod(0o755)
+        door.chmod(0o666)
+        for user in (65534, 0):
+            assert connect(user) == 0
+            connection, _ = listener.accept()
+            with connection, nullcontext() if user == 0 else pytest.raises(sockets.UnsafeError, match="user 65534"):
+                sockets.check_peer(connection)
 
 
 def test_servers_of_others_are_not_asked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
