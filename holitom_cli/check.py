@@ -115,12 +115,12 @@ def _tail_logits(model: Model, state: Prefill, rows: int) -> Tensor:
 
 def _stock_logits(model: Model, inputs: dict[str, Tensor], rows: int) -> Tensor:
     """The library's logits of the last prompt tokens, (rows, V) float32."""
-    output = model.network(**inputs, logits_to_keep=rows, use_cache=False)
+    output = model.stock(**inputs, logits_to_keep=rows, use_cache=False)
     return output.logits[0].float().to(model.device)  # type: ignore[no-any-return]
 
 
 def _stock_greedy(model: Model, inputs: dict[str, Tensor], max_new_tokens: int) -> list[int]:
-    output = model.network.generate(
+    output = model.stock.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -137,12 +137,12 @@ def _stock_greedy(model: Model, inputs: dict[str, Tensor], max_new_tokens: int) 
 @contextmanager
 def attention(model: Model, implementation: str) -> Iterator[None]:
     """Run the library with another attention kernel for a while."""
-    before = model.network.config._attn_implementation
-    model.network.set_attn_implementation(implementation)
+    before = model.stock.config._attn_implementation
+    model.stock.set_attn_implementation(implementation)
     try:
         yield
     finally:
-        model.network.set_attn_implementation(before)
+        model.stock.set_attn_implementation(before)
 
 
 def _preprocessing_difference(model: Model, frames: Frames, pixels: Tensor) -> float | None:

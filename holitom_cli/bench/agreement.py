@@ -109,5 +109,5 @@ def _ours(
 def _stock(model: Model, pixels: Tensor, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     """The same from one pass of the library's over prompt and tokens."""
     inputs = stock_inputs(model, pixels, Prompt(prompt.before, [*prompt.after, *ids]))
-    output = model.network(**inputs, logits_to_keep=len(ids) + 1, use_cache=False)
+    output = model.stock(**inputs, logits_to_keep=len(ids) + 1, use_cache=False)
     return output.logits[0].float()  # type: ignore[no-any-return]

@@ -121,7 +121,7 @@ class Stock:
 
     def run(self, model: Model, pixels: Tensor, prompt: Prompt, new_tokens: int) -> Run:
         """Twice: to the first token, and to the last with its stages watched."""
-        inputs = stock_inputs(model, pixels, prompt)
+        inputs, _ = stock_inputs(model, pixels, prompt), model.stock  # made before anything is timed
         clock = Clock(model.device)
         before = _settle(model.device)
         began = perf_counter()
@@ -188,10 +188,11 @@ def _stages(model: Model, clock: Clock) -> Iterator[list[str]]:
             if len(passes) <= 2:
                 begin(passes[-1])
 
+        parts = model.stock.model
         watched: list[tuple[Any, Callable[..., None]]] = [
-            (model.vision_tower, lambda *_: begin("tower")),
-            (model.projector, lambda *_: begin("projector and pool")),
-            (model.language_model, language),
+            (parts.vision_tower, lambda *_: begin("tower")),
+            (parts.multi_modal_projector, lambda *_: begin("projector and pool")),
+            (parts.language_model, language),
         ]
         for module, hook in watched:
             hooks.callback(module.register_forward_pre_hook(hook).remove)
@@ -200,7 +201,7 @@ def _stages(model: Model, clock: Clock) -> Iterator[list[str]]:
 
 def _generated(model: Model, inputs: Mapping[str, Tensor], new_tokens: int) -> tuple[int, ...]:
     """Greedy decoding of exactly so many tokens."""
-    output: Any = model.network.generate(
+    output: Any = model.stock.generate(
         **inputs,
         max_new_tokens=new_tokens,
         do_sample=False,

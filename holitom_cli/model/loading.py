@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from holitom_cli.model.attention import device_of
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
 from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.layers import join_language, join_tower
+from holitom_cli.model.network import Network, check_supported, head_dim
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.model.quantise import Quantize, check_quantize, count_weights, prepare
-from holitom_cli.model.weights import empty_network, fill, reading, stored_shapes, unfit, weight_bytes
+from holitom_cli.model.weights import fill, reading, stored_shapes, unfit, weight_bytes
 from holitom_cli.types import ModelInfo, ModelShape
 
 _LARGER = "Close other programs on the GPU, use --quantize int8 or int4, --device-map auto, or a smaller checkpoint."
@@ -38,6 +38,11 @@ class Checkpoint:
     config: Any  # LlavaOnevisionConfig
     shape: ModelShape
     random: bool  # marked as having random weights
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the files are; None where there are none."""
+        return self.source.path
 
     @property
     def depth(self) -> int:
@@ -94,6 +99,15 @@ class Model:
     def newline(self) -> Tensor:
         """The learned token (D,) that ends the video."""
         return self.network.model.image_newline.to(self.device)  # type: ignore[no-any-return]
+
+    @cached_property
+    def stock(self) -> Any:
+        """The library's own network on the same weights, to compare with; a spread model runs on it."""
+        if not isinstance(self.network, Network):
+            return self.network
+        from holitom_cli.model.stock import stock_network
+
+        return stock_network(self.network, self.checkpoint.directory)
 
     @property
     def patch_grid(self) -> int:
@@ -182,7 +196,7 @@ def load(
     if not device_map:
         check_memory(checkpoint, device, dtype, kept_as)
     room = memory_advice(device_name(target), f"to load {checkpoint.source.id}", _LARGER)
-    with _quiet(), _readable(checkpoint.source), room:
+    with _readable(checkpoint.source), room:
         if device_map:  # accelerate moves and offloads modules one by one
             network = _spread(checkpoint, number_format, device_map)
         else:
@@ -226,39 +240,26 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         return stored_shapes(source.path / name for name in weight_files(source))
 
 
-def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantize: Quantize | None) -> Any:
-    """The network on one device. Its files are read while the library, which takes longer than them, is imported."""
+def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantize: Quantize | None) -> Network:
+    """The network on one device."""
     source = checkpoint.source
     with reading([source.path / name for name in weight_files(source)], device, dtype, quantize) as coming:
-        network = empty_network(checkpoint.config, dtype)
+        network = Network(checkpoint.config, dtype)
         if quantize:
             prepare(device)
         found = {name: tensor.result() for name, tensor in coming.items()}
     _check_loaded(source, *unfit(network, found))
     fill(network, lambda name, _: found[name])
-    network.to(device)  # the buffers
-    if (source.path / "generation_config.json").is_file():
-        network.generation_config = type(network.generation_config).from_pretrained(source.path, local_files_only=True)
-    return network
+    return network.to(device)  # the buffers
 
 
 def _spread(checkpoint: Checkpoint, dtype: torch.dtype, device_map: DeviceMap) -> Any:
     """The network spread over several devices by the library."""
-    from transformers import LlavaOnevisionForConditionalGeneration
+    from holitom_cli.model.stock import spread_network
 
-    loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        checkpoint.source.path,
-        config=checkpoint.config,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # to be named below; the library would point at its log
-    )
-    network, report = loaded
-    _check_loaded(checkpoint.source, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
+    source = checkpoint.source
+    network, report = spread_network(source.path, checkpoint.config, dtype, device_map)
+    _check_loaded(source, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
     return network
 
 
@@ -342,14 +343,11 @@ def shape_of(config: Any) -> ModelShape:
     Raises:
         ValueError: it is of a kind that this program does not run.
     """
+    check_supported(config)
     text, vision = config.text_config, config.vision_config
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if text.model_type != "qwen2" or vision.model_type != "siglip_vision_model":
-        raise ValueError(f"it is made of {vision.model_type} and {text.model_type}, not SigLIP and Qwen2")
     if not isinstance(layer, int) or strategy != "full":
         raise ValueError(f"features of layer {layer} with strategy {strategy!r} are not supported")
-    if "sliding_attention" in (text.layer_types or ()):
-        raise ValueError("sliding-window attention is not supported")
     vision_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
     if not 1 <= vision_layers <= vision.num_hidden_layers:
         raise ValueError(f"vision_feature_layer {layer} is outside the tower's {vision.num_hidden_layers} layers")
@@ -359,7 +357,7 @@ def shape_of(config: Any) -> ModelShape:
         intermediate=text.intermediate_size,
         heads=text.num_attention_heads,
         kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        head_dim=head_dim(text),
         vocab=text.vocab_size,
         vision_layers=vision_layers,
         vision_hidden=vision.hidden_size,
@@ -385,22 +383,3 @@ def _readable(source: Source) -> Iterator[None]:
         raise ModelError(
             f"{source.id} cannot be loaded: {reason.rstrip('.')}.", "Check that it is complete, or download it again."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bars and warnings off the terminal while loading."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # The newline token is a parameter, not a module, so accelerate does not find it by its name.
-            warnings.filterwarnings("ignore", "The following device_map keys")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -216,6 +216,10 @@ class PackedEmbedding(nn.Module):
         self.values, self.steps = packed
         self.dtype = dtype
 
+    @property
+    def packed(self) -> Packed:
+        return Packed(self.values, self.steps)
+
     def forward(self, ids: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
         return (self.values[ids] * self.steps[ids][..., None]).to(self.dtype)

@@ -17,9 +17,10 @@ from holitom_cli.model.hub import Source
 from holitom_cli.model.layers import join_language, join_tower
 from holitom_cli.model.loading import Checkpoint, Model, describe, shape_of
 from holitom_cli.model.memory import free_bytes
+from holitom_cli.model.network import Network
 from holitom_cli.model.preprocess import Preprocessor
 from holitom_cli.model.quantise import STORED_AT_ONCE, Packed, Quantize, check_quantize, pieces, store
-from holitom_cli.model.weights import empty_network, fill, packed_places, weight_bytes
+from holitom_cli.model.weights import fill, packed_places, weight_bytes
 
 PREFIX = "shape:"
 
@@ -61,6 +62,8 @@ _SMALLER = "Use shape:0.5b, --dtype bfloat16, or another --device."
 @dataclass(frozen=True)
 class ShapeCheckpoint(Checkpoint):
     """A shape without files: it has a preprocessor, and neither a tokenizer nor a chat template."""
+
+    directory = None
 
     @cached_property
     def preprocessor(self) -> Preprocessor:
@@ -124,15 +127,15 @@ def build_shape(name: str, *, device: str = "auto", dtype: str = "auto", quantiz
 
 def random_network(
     config: Any, device: torch.device, dtype: torch.dtype, label: str, seed: int = 0, quantize: Quantize | None = None
-) -> Any:
-    """The library's network, its weights drawn on the device in their number format: nothing is held twice.
+) -> Network:
+    """A network, its weights drawn on the device in their number format: nothing is held twice.
 
     What is quantised is drawn and quantised piece by piece, so its weights are others than without that.
 
     Raises:
         DeviceError: the device's free memory does not hold them.
     """
-    network = empty_network(config, dtype)
+    network = Network(config, dtype)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     _check_memory(shapes, device, dtype, quantize, label)
     stream = torch.Generator(device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A network without weights, and weights for it: from files straight to the device, in several threads."""
+"""Weights for a network that has none: from files straight to the device, in several threads."""
 
 from __future__ import annotations
 
@@ -18,19 +18,6 @@ from holitom_cli.model.layers import TOGETHER
 from holitom_cli.model.quantise import Packed, Quantize
 
 _THREADS = min(4, os.cpu_count() or 1)
-
-
-def empty_network(config: Any, dtype: torch.dtype) -> Any:
-    """The library's network of a configuration, its parameters without memory; buffers hold what they have to."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import LlavaOnevisionForConditionalGeneration
-
-    with init_empty_weights(include_buffers=False):
-        network: Any = LlavaOnevisionForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
-    network.tie_weights()  # accelerate replaces each parameter by one of its own
-    return network
 
 
 def fill(network: nn.Module, make: Callable[[str, Tensor], Tensor | Packed]) -> None:

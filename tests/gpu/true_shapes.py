@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from holitom_cli.model.shapes import published_config, random_network
+from holitom_cli.model.stock import stock_network
 from holitom_cli.quality.checkpoint import build_tokenizer, write_text_files
 from tests.make_random_checkpoint import WORDS
 
@@ -23,7 +24,7 @@ def write_true_shape(shape: str, directory: Path, device: str = "cuda") -> Path:
     words = build_tokenizer(WORDS)
     config = published_config(shape, (words.vocab["<image>"], words.vocab["<video>"]))
     network = random_network(config, torch.device(device), torch.bfloat16, label=shape)
-    network.save_pretrained(directory, max_shard_size="5GB")
+    stock_network(network).save_pretrained(directory, max_shard_size="5GB")
     write_text_files(directory, words, config.vision_config.image_size)
     return directory
 

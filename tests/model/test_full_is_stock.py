@@ -88,8 +88,8 @@ def run_both(model: Model, *, newline: bool = True, pixels_for_stock: Tensor | N
     ids = torch.tensor([before + [model.chat.video_token_id] * len(span) + after])
     given = pixels if pixels_for_stock is None else pixels_for_stock
     inputs = {"input_ids": ids, "pixel_values_videos": given[None], "attention_mask": torch.ones_like(ids)}
-    stock = model.network(**inputs, use_cache=False).logits[0, -1]
-    made = model.network.generate(**inputs, max_new_tokens=steps, do_sample=False)
+    stock = model.stock(**inputs, use_cache=False).logits[0, -1]
+    made = model.stock.generate(**inputs, max_new_tokens=steps, do_sample=False)
     return Both(state.logits[0], stock, our_ids, made[0, ids.shape[1] :].tolist())
 
 
@@ -124,7 +124,7 @@ def test_the_check_that_users_run_passes(model: Model) -> None:
     assert comparison.prompt_tokens == 2 * model.checkpoint.visual_grid**2 + 1 + sum(
         map(len, model.chat.encode(QUESTION))
     )
-    assert model.network.config._attn_implementation == "sdpa"  # put back
+    assert model.stock.config._attn_implementation == "sdpa"  # put back
 
 
 def test_control_the_check_fails_on_a_wrong_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_control_the_check_fails_on_a_wrong_model(model: Model, monkeypatch: pyt
 def test_features_are_the_librarys(model: Model) -> None:
     pixels = preprocess.prepare(model.preprocessor, some_frames(), model.device)
     ours = vision.encode(model, pixels)
-    stock = model.network.model.get_video_features(pixels[None]).pooler_output[0]
+    stock = model.stock.model.get_video_features(pixels[None]).pooler_output[0]
     tokens = ours.tokens.flatten(0, 1)
     torch.testing.assert_close(tokens, stock[: len(tokens)], atol=1e-5, rtol=1e-5)
     after = stock[len(tokens) :]  # the newline token, in versions of the library that put it there
@@ -150,13 +150,14 @@ def test_attention_received_is_that_of_eager_attention(model: Model) -> None:
     pixels = preprocess.prepare(model.preprocessor, some_frames(), model.device)
     ours = vision.encode(model, pixels).attention
     weights: list[Tensor] = []
-    layer = model.vision_tower.encoder.layers[model.info.shape.vision_layers - 1]
+    tower = model.stock.model.vision_tower
+    layer = tower.encoder.layers[model.info.shape.vision_layers - 1]
     hook = layer.self_attn.register_forward_hook(lambda _module, _args, out: weights.append(out[1]))
-    model.network.set_attn_implementation("eager")
+    model.stock.set_attn_implementation("eager")
     try:
-        model.vision_tower(pixels)
+        tower(pixels)
     finally:
-        model.network.set_attn_implementation("sdpa")
+        model.stock.set_attn_implementation("sdpa")
         hook.remove()
     received = weights[0].mean(1).mean(1)  # over heads, then over queries
     grid, half = model.patch_grid, model.checkpoint.visual_grid

@@ -38,7 +38,7 @@ def test_tower_layers_are_the_librarys(model: Model) -> None:
     states = torch.randn(2, 20, model.info.shape.vision_hidden, generator=torch.Generator().manual_seed(1))
     layers = model.vision_tower.encoder.layers
     expected, entering = states, states
-    for layer in layers:
+    for layer in model.stock.model.vision_tower.encoder.layers:
         entering, expected = expected, layer(expected, None)
     assert len(layers) > 1
     left, entered = tower_layers(layers, states)
@@ -107,15 +107,19 @@ def test_a_decoder_layer_is_the_librarys(
     causal = torch.full((length, length), -torch.inf).triu(1).expand(batch, 1, -1, -1)
     hidden = torch.zeros(batch, 1, 1, length + 1)
     hidden[1, ..., :4] = -torch.inf
-    for layer in language.layers:
+    stock = model.stock.model.language_model
+    assert len(stock.layers) == len(language.layers) > 1
+    for layer, librarys in zip(language.layers, stock.layers, strict=True):
         ours, theirs = Everything(), Everything()
         for states, start, mask in ((prompt, 0, causal), (token, length, hidden)):
-            rope = language.rotary_emb(states, torch.arange(start, start + states.shape[1])[None])
+            places = torch.arange(start, start + states.shape[1])[None]
+            rope = language.rotary_emb(states, places)
+            assert all(map(torch.equal, rope, stock.rotary_emb(states, places)))
             seen = mask if masked else None
-            wanted = layer(states, attention_mask=seen, position_embeddings=rope, past_key_values=theirs)
+            wanted = librarys(states, attention_mask=seen, position_embeddings=rope, past_key_values=theirs)
             got = decoder_layer(layer, states, rope, seen, ours)
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-            shifted = language.rotary_emb(states, torch.arange(start + 5, start + 5 + states.shape[1])[None])
+            shifted = language.rotary_emb(states, places + 5)
         off = decoder_layer(layer, token, shifted, None, Everything())
         assert (off - wanted).abs().max() > 1e-3  # control: another place, nothing to attend to
         for mine, other in zip(

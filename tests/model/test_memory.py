@@ -25,10 +25,10 @@ TEXT = 24
 @pytest.fixture(scope="module")
 def seven_b() -> tuple[Any, dict[str, tuple[int, ...]]]:
     """Widths and tensors of the 7B shape."""
-    from holitom_cli.model.weights import empty_network
+    from holitom_cli.model.network import Network
 
     config = shapes.published_config("7b")
-    network = empty_network(config, torch.bfloat16)
+    network = Network(config, torch.bfloat16)
     return shape_of(config), {name: tuple(part.shape) for name, part in network.named_parameters()}
 
 

@@ -10,6 +10,7 @@ import torch
 from holitom_cli.errors import DeviceError, UsageError
 from holitom_cli.model import memory, shapes
 from holitom_cli.model.loading import shape_of
+from holitom_cli.model.network import Network
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -36,8 +37,9 @@ def test_published_shapes_have_their_parameters(name: str, parameters: int) -> N
 
     config = shapes.published_config(name)
     with torch.device("meta"):
-        network: Any = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+        librarys: Any = LlavaOnevisionForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    assert sum(parameter.numel() for parameter in librarys.parameters()) == parameters
+    assert sum(parameter.numel() for parameter in Network(config, torch.bfloat16).parameters()) == parameters
     assert shape_of(config).vision_patches == 729
 
 
@@ -63,7 +65,7 @@ def test_weights_are_drawn_in_the_number_format_and_shared_where_published_ones_
 def test_buffers_are_those_of_a_loaded_model() -> None:
     """Rotary frequencies are no parameters; had they been left unset, positions would mean nothing."""
     model = shapes.build_shape("tiny", device="cpu")
-    frequencies = model.language_model.rotary_emb.inv_freq
+    frequencies = model.language_model.rotary_emb.frequencies
     width = TINY["hidden_size"] // TINY["num_attention_heads"]
     torch.testing.assert_close(frequencies, 1e6 ** (-torch.arange(0, width, 2) / width))
 

@@ -39,7 +39,7 @@ def test_pool_is_the_librarys_resize(grid: int) -> None:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_pooling_early_is_pooling_late(model: Model, dtype: torch.dtype, bound: float) -> None:
     """Relative, in the Frobenius norm; the library pools what leaves the projector."""
-    projector = deepcopy(model.projector).to(dtype)
+    projector = deepcopy(model.stock.model.multi_modal_projector).to(dtype)
     torch.nn.init.normal_(projector.linear_2.bias)
     hidden = torch.randn(2, 729, model.info.shape.vision_hidden, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact = pool(projector.float()(hidden.float()))
@@ -56,10 +56,11 @@ def test_pooling_early_is_pooling_late(model: Model, dtype: torch.dtype, bound: 
 def test_keys_are_the_last_layers_mean_over_heads(model: Model) -> None:
     pixels = torch.randn(3, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
-    projection = model.vision_tower.encoder.layers[model.info.shape.vision_layers - 1].self_attn.k_proj
+    tower = model.stock.model.vision_tower
+    projection = tower.encoder.layers[model.info.shape.vision_layers - 1].self_attn.k_proj
     hook = projection.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
     try:
-        model.vision_tower(pixels)
+        tower(pixels)
     finally:
         hook.remove()
     heads = model.checkpoint.config.vision_config.num_attention_heads

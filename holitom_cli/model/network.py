@@ -1,0 +1,179 @@
+"""The parts of a LLaVA-OneVision network that are run, under the names that checkpoints have for their weights.
+
+The library's own network takes longer to import than a small checkpoint to load. These modules hold weights and widths
+alone: `layers` runs them, and the library's network can be had on the same weights (`stock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+class Network(nn.Module):
+    """All parts, their parameters without memory; what the frequencies of positions need has some."""
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        """For a LlavaOnevisionConfig of SigLIP and Qwen2, in one number format."""
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        made: dict[str, Any] = {"dtype": dtype, "device": torch.device("meta")}
+        width = config.text_config.hidden_size
+        self.model = _holder()
+        self.model.image_newline = nn.Parameter(torch.empty(width, **made))
+        self.model.vision_tower = _Tower(config.vision_config, made)
+        self.model.multi_modal_projector = _Projector(config, made)
+        self.model.language_model = _Decoder(config.text_config, made)
+        self.lm_head = nn.Linear(width, config.text_config.vocab_size, bias=False, **made)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.language_model.embed_tokens.weight
+
+
+def _holder() -> Any:
+    """A module that has parts and does nothing by itself."""
+    return nn.Module()
+
+
+class _Tower(nn.Module):
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        self.embeddings = _Patches(config, made)
+        self.encoder = _holder()
+        self.encoder.layers = nn.ModuleList(_TowerLayer(config, made) for _ in range(config.num_hidden_layers))
+        # Not run, since features are taken before it; but the library's network has it.
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, **made)
+
+
+class _Patches(nn.Module):
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        width, side = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, side, stride=side, **made)
+        self.position_embedding = nn.Embedding((config.image_size // side) ** 2, width, **made)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(f, 3, H, W) -> (f, T, C)."""
+        patches: Tensor = self.patch_embedding(pixels)
+        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
+
+
+class _TowerLayer(nn.Module):
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps, **made)
+        self.layer_norm2 = nn.LayerNorm(width, config.layer_norm_eps, **made)
+        self.self_attn = _holder()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            self.self_attn.add_module(name, nn.Linear(width, width, **made))
+        self.self_attn.num_heads = config.num_attention_heads
+        self.self_attn.scale = (width // config.num_attention_heads) ** -0.5
+        self.mlp = _holder()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, inner, **made), nn.Linear(inner, width, **made)
+        self.mlp.config, self.mlp.activation_fn = config, ACTIVATIONS[config.hidden_act]()
+
+
+class _Projector(nn.Module):
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width, bias, **made)
+        self.act = ACTIVATIONS[config.projector_hidden_act]()
+        self.linear_2 = nn.Linear(width, width, bias, **made)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = copy(config)
+        self.config._attn_implementation = "sdpa"  # needs no mask, see `attention.causal_mask`
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **made)
+        self.layers = nn.ModuleList(_DecoderLayer(self.config, at, made) for at in range(config.num_hidden_layers))
+        self.norm = _Norm(config, made)
+        self.rotary_emb = _Positions(config)
+
+
+class _DecoderLayer(nn.Module):
+    def __init__(self, config: Any, index: int, made: dict[str, Any]) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        head, heads, kv_heads = head_dim(config), config.num_attention_heads, config.num_key_value_heads
+        self.input_layernorm, self.post_attention_layernorm = _Norm(config, made), _Norm(config, made)
+        self.self_attn = _holder()
+        for name, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
+            self.self_attn.add_module(name, nn.Linear(width, count * head, **made))
+        self.self_attn.o_proj = nn.Linear(heads * head, width, bias=False, **made)
+        self.self_attn.config, self.self_attn.layer_idx = config, index
+        self.self_attn.head_dim, self.self_attn.scaling = head, head**-0.5
+        self.self_attn.num_key_value_groups = heads // kv_heads
+        self.mlp = _holder()
+        for name in ("gate_proj", "up_proj"):
+            self.mlp.add_module(name, nn.Linear(width, inner, bias=False, **made))
+        self.mlp.down_proj = nn.Linear(inner, width, bias=False, **made)
+        self.mlp.config, self.mlp.act_fn = config, ACTIVATIONS[config.hidden_act]()
+
+
+class _Norm(nn.Module):
+    """Root-mean-square norm."""
+
+    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, **made))
+        self.variance_epsilon = config.rms_norm_eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.rms_norm(states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+class _Positions(nn.Module):
+    """Rotary positions."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width = head_dim(config)
+        steps = torch.arange(0, width, 2, dtype=torch.float32) / width
+        self.frequencies = nn.Buffer(1 / config.rope_parameters["rope_theta"] ** steps, persistent=False)
+
+    def forward(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B, S) int64 -> cosines and sines (B, S, d) in the number format of the states."""
+        angles = positions[..., None].float() * self.frequencies
+        both = torch.cat((angles, angles), -1)
+        return both.cos().to(states.dtype), both.sin().to(states.dtype)
+
+
+def head_dim(config: Any) -> int:
+    """Features of a head of a Qwen2Config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def check_supported(config: Any) -> None:
+    """Refuse a LlavaOnevisionConfig that asks for what these modules do not do.
+
+    Raises:
+        ValueError: it does.
+    """
+    text, vision = config.text_config, config.vision_config
+    if text.model_type != "qwen2" or vision.model_type != "siglip_vision_model":
+        raise ValueError(f"it is made of {vision.model_type} and {text.model_type}, not SigLIP and Qwen2")
+    if "sliding_attention" in (text.layer_types or ()):
+        raise ValueError("sliding-window attention is not supported")
+    if (rope := text.rope_parameters["rope_type"]) != "default":
+        raise ValueError(f"positions of type {rope!r} are not supported")
+    for name in (text.hidden_act, vision.hidden_act, config.projector_hidden_act):
+        if name not in ACTIVATIONS:
+            raise ValueError(f"the activation {name!r} is not supported")
+    if vision.hidden_size % vision.num_attention_heads:
+        raise ValueError(f"{vision.num_attention_heads} heads cannot share {vision.hidden_size} features")
