@@ -154,7 +154,7 @@ def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask:
 
 def _added(hidden: Tensor, linear: Any, states: Tensor) -> Tensor:
     """Hidden states and a linear layer's output, in one product where its weights are plain."""
-    if type(linear) is not nn.Linear or getattr(linear, "bias", None) is not None:
+    if not isinstance(linear, nn.Linear) or getattr(linear, "bias", None) is not None:
         return hidden + linear(states)  # type: ignore[no-any-return]
     return torch.addmm(hidden.flatten(0, 1), states.flatten(0, 1), linear.weight.T).view_as(hidden)
 

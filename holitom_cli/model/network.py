@@ -37,9 +37,32 @@ class Network(nn.Module):
         self.model.vision_tower = _Tower(config.vision_config, made)
         self.model.multi_modal_projector = _Projector(config, made)
         self.model.language_model = _Decoder(config.text_config, made)
-        self.lm_head = nn.Linear(width, config.text_config.vocab_size, bias=False, **made)
+        self.lm_head = _Linear(width, config.text_config.vocab_size, bias=False, **made)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.language_model.embed_tokens.weight
+
+
+class _Bare:
+    """A layer without weights yet. To draw some where there is no memory imports torch's whole compiler."""
+
+    def reset_parameters(self) -> None:
+        """Leave them be."""
+
+
+class _Linear(_Bare, nn.Linear):
+    pass
+
+
+class _Conv2d(_Bare, nn.Conv2d):
+    pass
+
+
+class _Embedding(_Bare, nn.Embedding):
+    pass
+
+
+class _LayerNorm(_Bare, nn.LayerNorm):
+    pass
 
 
 def _holder() -> Any:
@@ -54,15 +77,15 @@ class _Tower(nn.Module):
         self.encoder = _holder()
         self.encoder.layers = nn.ModuleList(_TowerLayer(config, made) for _ in range(config.num_hidden_layers))
         # Not run, since features are taken before it; but the library's network has it.
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, **made)
+        self.post_layernorm = _LayerNorm(config.hidden_size, config.layer_norm_eps, **made)
 
 
 class _Patches(nn.Module):
     def __init__(self, config: Any, made: dict[str, Any]) -> None:
         super().__init__()
         width, side = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, side, stride=side, **made)
-        self.position_embedding = nn.Embedding((config.image_size // side) ** 2, width, **made)
+        self.patch_embedding = _Conv2d(config.num_channels, width, side, stride=side, **made)
+        self.position_embedding = _Embedding((config.image_size // side) ** 2, width, **made)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(f, 3, H, W) -> (f, T, C)."""
@@ -74,15 +97,15 @@ class _TowerLayer(nn.Module):
     def __init__(self, config: Any, made: dict[str, Any]) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
-        self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps, **made)
-        self.layer_norm2 = nn.LayerNorm(width, config.layer_norm_eps, **made)
+        self.layer_norm1 = _LayerNorm(width, config.layer_norm_eps, **made)
+        self.layer_norm2 = _LayerNorm(width, config.layer_norm_eps, **made)
         self.self_attn = _holder()
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            self.self_attn.add_module(name, nn.Linear(width, width, **made))
+            self.self_attn.add_module(name, _Linear(width, width, **made))
         self.self_attn.num_heads = config.num_attention_heads
         self.self_attn.scale = (width // config.num_attention_heads) ** -0.5
         self.mlp = _holder()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, inner, **made), nn.Linear(inner, width, **made)
+        self.mlp.fc1, self.mlp.fc2 = _Linear(width, inner, **made), _Linear(inner, width, **made)
         self.mlp.config, self.mlp.activation_fn = config, ACTIVATIONS[config.hidden_act]()
 
 
@@ -90,9 +113,9 @@ class _Projector(nn.Module):
     def __init__(self, config: Any, made: dict[str, Any]) -> None:
         super().__init__()
         width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width, bias, **made)
+        self.linear_1 = _Linear(config.vision_config.hidden_size, width, bias, **made)
         self.act = ACTIVATIONS[config.projector_hidden_act]()
-        self.linear_2 = nn.Linear(width, width, bias, **made)
+        self.linear_2 = _Linear(width, width, bias, **made)
 
 
 class _Decoder(nn.Module):
@@ -100,7 +123,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.config = copy(config)
         self.config._attn_implementation = "sdpa"  # needs no mask, see `attention.causal_mask`
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **made)
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size, **made)
         self.layers = nn.ModuleList(_DecoderLayer(self.config, at, made) for at in range(config.num_hidden_layers))
         self.norm = _Norm(config, made)
         self.rotary_emb = _Positions(config)
@@ -114,15 +137,15 @@ class _DecoderLayer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = _Norm(config, made), _Norm(config, made)
         self.self_attn = _holder()
         for name, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
-            self.self_attn.add_module(name, nn.Linear(width, count * head, **made))
-        self.self_attn.o_proj = nn.Linear(heads * head, width, bias=False, **made)
+            self.self_attn.add_module(name, _Linear(width, count * head, **made))
+        self.self_attn.o_proj = _Linear(heads * head, width, bias=False, **made)
         self.self_attn.config, self.self_attn.layer_idx = config, index
         self.self_attn.head_dim, self.self_attn.scaling = head, head**-0.5
         self.self_attn.num_key_value_groups = heads // kv_heads
         self.mlp = _holder()
         for name in ("gate_proj", "up_proj"):
-            self.mlp.add_module(name, nn.Linear(width, inner, bias=False, **made))
-        self.mlp.down_proj = nn.Linear(inner, width, bias=False, **made)
+            self.mlp.add_module(name, _Linear(width, inner, bias=False, **made))
+        self.mlp.down_proj = _Linear(inner, width, bias=False, **made)
         self.mlp.config, self.mlp.act_fn = config, ACTIVATIONS[config.hidden_act]()
 
 
