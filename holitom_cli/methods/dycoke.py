@@ -11,7 +11,7 @@ import torch
 from holitom_cli.algebra.merge import top_mask
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of, spread, tokens_in
+from holitom_cli.methods.tools.settings import Share, budget, check, check_instead, share_of, spread, tokens_in
 from holitom_cli.methods.tools.tokens import keep, marked
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
@@ -38,8 +38,7 @@ class DyCoke(Method):
 
     def __post_init__(self) -> None:
         check(0 <= self.keep <= 1, "keep", self.keep, "from 0 to 1")
-        if self.retain_ratio is not None:
-            check_ratio(self.retain_ratio)
+        check_instead("keep", self.keep, type(self).keep, self.retain_ratio)
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Pick N of the F * P tokens (F, P, D) -> (N, D)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, check, check_depth, check_ratio, share_of, tokens_in
+from holitom_cli.methods.tools.settings import Share, check, check_depth, check_instead, share_of, tokens_in
 from holitom_cli.methods.tools.tokens import keep_all, keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
@@ -40,8 +40,7 @@ class FastV(Method):
     def __post_init__(self) -> None:
         check(self.layer >= 1, "layer", self.layer, "at least 1")
         check(0 <= self.drop < 1, "drop", self.drop, "from 0 to below 1")
-        if self.retain_ratio is not None:
-            check_ratio(self.retain_ratio)
+        check_instead("drop", self.drop, type(self).drop, self.retain_ratio)
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Pass all F * P tokens on."""

@@ -18,8 +18,8 @@ from holitom_cli.methods.tools.settings import (
     apportion,
     budget,
     check,
+    check_instead,
     check_layer,
-    check_ratio,
     inner_layer,
 )
 from holitom_cli.methods.tools.tokens import account, keep_rows, marked, sources
@@ -55,8 +55,7 @@ class PruneVid(Method):
 
     def __post_init__(self) -> None:
         check(0 < self.cluster_ratio <= 1, "cluster_ratio", self.cluster_ratio, "above 0 and at most 1")
-        if self.retain_ratio is not None:
-            check_ratio(self.retain_ratio)
+        check_instead("cluster_ratio", self.cluster_ratio, type(self).cluster_ratio, self.retain_ratio)
         check(-1 <= self.tau <= 1, "tau", self.tau, "a cosine from -1 to 1")
         check(0 < self.scenes <= 1, "scenes", self.scenes, "above 0 and at most 1")
         check(self.neighbours >= 1, "neighbours", self.neighbours, "at least 1")

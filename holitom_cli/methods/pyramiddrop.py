@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holitom_cli.errors import MethodError
 from holitom_cli.methods import Method
-from holitom_cli.methods.tools.settings import Share, check, check_ratio, share_of, tokens_in
+from holitom_cli.methods.tools.settings import Share, check, check_instead, share_of, tokens_in
 from holitom_cli.methods.tools.tokens import keep_all, keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
@@ -37,8 +37,7 @@ class PyramidDrop(Method):
 
     def __post_init__(self) -> None:
         check(0 < self.keep <= 1, "keep", self.keep, "above 0 and at most 1")
-        if self.retain_ratio is not None:
-            check_ratio(self.retain_ratio)
+        check_instead("keep", self.keep, type(self).keep, self.retain_ratio)
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Pass all F * P tokens on."""

@@ -151,3 +151,18 @@ def test_composed_keeps_what_the_parts_ask_for() -> None:
 def test_what_cannot_be_composed(name: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(MethodError, match=said):
         methods.get(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("dycoke", "keep"), ("fastv", "drop"), ("prunevid", "cluster_ratio"), ("pyramiddrop", "keep")]
+)
+def test_a_setting_that_a_budget_stands_for_is_refused_beside_it(name: str, setting: str) -> None:
+    chosen: dict[str, Any] = {setting: 0.4}
+    assert methods.get(name, **chosen) != methods.get(name)  # control: alone it has an effect
+    for share in ("0.6", "700t"):
+        with pytest.raises(MethodError, match=rf"Setting {setting} is 0\.4, but has no effect beside a share"):
+            methods.get(name, **chosen, retain_ratio=share)
+    with pytest.raises(MethodError, match="no effect"):
+        methods.at_budget(name, "60", **chosen)
+    default = getattr(methods.find(name), setting)
+    assert methods.get(name, **{setting: default}, retain_ratio="0.6") == methods.at_budget(name, "60")

@@ -146,6 +146,22 @@ def check(holds: bool, name: str, value: object, wanted: str) -> None:
         raise MethodError(f"Setting {name} is {value}, but has to be {wanted}.", f"Change {name}.")
 
 
+def check_instead(name: str, value: float, default: float, retain_ratio: Share | None) -> None:
+    """Refuse a setting that would do nothing, because a share of the tokens to keep stands in its place.
+
+    Raises:
+        MethodError: there is such a share and the setting is not its default, or the share is none.
+    """
+    if retain_ratio is None:
+        return
+    check_ratio(retain_ratio)
+    if value != default:
+        raise MethodError(
+            f"Setting {name} is {value}, but has no effect beside a share of the tokens to keep.",
+            f"Leave out {name}, or retain_ratio and the budget.",
+        )
+
+
 def check_layer(name: str, value: int | str) -> None:
     """Refuse a layer that is neither auto, off nor a number from 1 on.
 
