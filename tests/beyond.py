@@ -2,9 +2,9 @@
 
     python -m tests.beyond --model demo --seeds 101,102 --limit 600 --budgets 15,10 runs holitom:tau=0.95
 
-A maintainer's script: it prints the table of docs/methods.md, "Beyond HoliTom". Each clip is painted and encoded once
+A maintainer's script: it prints the tables of docs/methods.md, "Beyond HoliTom". Each clip is painted and encoded once
 for all variants. Seed 0 is the test set: look at it with what was chosen on others. Differences are against `holitom`
-as its paper sets it, at the same budget; their standard errors are drawn over clips.
+as its paper sets it, or what --against names, at the same budget; their standard errors are drawn over clips.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from holitom_cli.methods.tools.variants import Variant, variants
 from holitom_cli.quality import evaluate
 from holitom_cli.quality.items import Item
 from holitom_cli.quality.shapes import shapes
-from holitom_cli.quality.statistics import DRAWS
+from holitom_cli.quality.statistics import DRAWS, mean, standard_error
+from tests.quality_curve import accuracy
 
 BASE = "holitom"
 _LONGEST = 8  # tokens of an answer: a trained model ends it after two
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+", help="as of holitom eval: name:setting=value, outer+inner")
+    parser.add_argument("--against", default=BASE, help="what differences are against, named as the methods are")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", default="101", help="of the sets, separated by commas")
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budgets", default="15,10")
     parser.add_argument("--without", default="", help="kinds of questions to leave out, separated by commas")
     options = parser.parse_args(arguments)
-    rivals = variants(",".join([BASE, *options.methods]), options.budgets, 0)
+    rivals = variants(",".join([options.against, *options.methods]), options.budgets, 0)
     without = options.without.split(",")
     items = [
         item
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if item.kind not in without
     ]
     answers = ask(options.model, options.device, items, rivals)
-    print("\n".join(table(rivals, answers)))
+    print("\n".join(table(rivals, answers, options.against)))
 
 
 def ask(model: str, device: str, items: Sequence[Item], rivals: Sequence[Variant]) -> dict[Variant, dict[Item, Asked]]:
@@ -75,18 +77,18 @@ def ask(model: str, device: str, items: Sequence[Item], rivals: Sequence[Variant
     return found
 
 
-def table(rivals: Sequence[Variant], answers: Mapping[Variant, Answers]) -> Iterator[str]:
-    """Rows of Markdown: accuracy, and the difference from HoliTom at the same budget."""
-    base = {variant.budget: answers[variant] for variant in rivals if variant.label == BASE}
+def table(rivals: Sequence[Variant], answers: Mapping[Variant, Answers], label: str) -> Iterator[str]:
+    """Rows of Markdown: accuracy, and the difference from the variant of that label at the same budget."""
+    base = {variant.budget: answers[variant] for variant in rivals if variant.label == label}
     yield "| method | budget | tokens | paper FLOPs | accuracy | difference, points |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for variant in rivals:
         mine = answers[variant]
         tokens, flops = (np.mean([one[field] for one in mine.values()]) for field in (1, 2))
-        accuracy = 100 * np.mean([one.correct for one in mine.values()])
+        correct = [one.correct for one in mine.values()]
         against = base.get(variant.budget)
-        apart = difference(mine, against) if against and variant.label != BASE else ""
-        figures = f"{tokens:,.0f} | {flops / 1e6:,.0f} MFLOP | {accuracy:.1f}%"
+        apart = difference(mine, against) if against and variant.label != label else ""
+        figures = f"{tokens:,.0f} | {flops / 1e6:,.0f} MFLOP | {accuracy(mean(correct), standard_error(correct))}"
         yield f"| `{variant.label}` | {variant.budget}% | {figures} | {apart} |"
 
 
