@@ -195,6 +195,15 @@ def test_dycoke_meets_a_budget_exactly(budget: str) -> None:
     assert len(method.compress(video)) == max(wanted, 6 * 36)  # every fourth frame is whole
 
 
+def test_dycoke_at_its_floor_is_every_fourth_frame() -> None:
+    video = features(Clip(32, 4, 8, torch.float32, 0.6), seed=2)
+    left = {
+        budget: methods.at_budget("dycoke", budget).compress(video).frame.unique().tolist() for budget in ("25", "30")
+    }
+    assert left["25"] == list(range(0, 32, 4))
+    assert left["30"] == list(range(32))  # control: a little more, and every frame has a say
+
+
 def test_dycoke_refuses_fewer_tokens_than_its_whole_frames_have() -> None:
     video = features(SHAPES[4])
     assert len(methods.at_budget("dycoke", "216t").compress(video)) == 216
