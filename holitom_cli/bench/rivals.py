@@ -47,7 +47,7 @@ def random_words(model: Model, count: int, seed: int) -> list[int]:
     """Ids of which none stands for a picture."""
     config, dice = model.checkpoint.config, torch.Generator().manual_seed(seed)
     weights = torch.ones(model.info.shape.vocab)
-    weights[[config.image_token_id, config.video_token_id]] = 0
+    weights[[config.image_token_index, config.video_token_index]] = 0
     return torch.multinomial(weights, count, replacement=True, generator=dice).tolist()
 
 
@@ -145,7 +145,7 @@ class Stock:
 def stock_inputs(model: Model, pixels: Tensor, prompt: Prompt) -> dict[str, Tensor]:
     """What the library's own model takes for a prompt about processed frames (F, 3, H, W)."""
     places = len(pixels) * model.checkpoint.visual_grid**2 + 1  # the newline token has one too
-    video = [model.checkpoint.config.video_token_id] * places
+    video = [model.checkpoint.config.video_token_index] * places
     ids = torch.tensor([prompt.before + video + prompt.after], device=model.device)
     moved = pixels[None].to(model.device, model.dtype)
     return {"input_ids": ids, "pixel_values_videos": moved, "attention_mask": torch.ones_like(ids)}

@@ -13,7 +13,7 @@ from holitom_cli.types import Reduction
 
 def causal_mask(config: Any, hidden: Tensor) -> Tensor | None:
     """The mask for a whole prompt (1, 1, S, S), or None where the attention kernel is causal by itself."""
-    if config._attn_implementation == "sdpa":
+    if getattr(config, "_attn_implementation", "sdpa") == "sdpa":
         return None
     length = hidden.shape[1]
     return torch.full((length, length), -torch.inf, dtype=hidden.dtype, device=hidden.device).triu(1)[None, None]

@@ -47,7 +47,7 @@ def encode_choices(chat: Chat, choices: Sequence[str]) -> Choices:
         raise UsageError("There have to be two choices or more, none of them empty.", "As in: --choices yes,no")
     for text in texts:
         chat.check_plain(text, "choice")
-    ids = tuple(tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    ids = tuple(tuple(chat.tokenizer.encode(text)) for text in texts)
     known: dict[tuple[int, ...], str] = {}
     for text, tokens in zip(texts, ids, strict=True):
         if not tokens or tokens in known:

@@ -15,10 +15,11 @@ from torch import Tensor
 from holitom_cli.errors import HolitomError, ModelError
 from holitom_cli.model import memory
 from holitom_cli.model.attention import device_of
+from holitom_cli.model.config import Config, parse_config
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
 from holitom_cli.model.hub import Source, check_architecture, locate
 from holitom_cli.model.layers import join_language, join_tower
-from holitom_cli.model.network import Network, check_supported, head_dim
+from holitom_cli.model.network import Network
 from holitom_cli.model.preprocess import Preprocessor, read_json, read_preprocessor
 from holitom_cli.model.prompt import Chat, read_chat
 from holitom_cli.model.quantise import Quantize, check_quantize, count_weights, prepare
@@ -35,7 +36,7 @@ class Checkpoint:
     """What the small files say, known before a weight is read; some are read only when first needed."""
 
     source: Source
-    config: Any  # LlavaOnevisionConfig
+    config: Config
     shape: ModelShape
     random: bool  # marked as having random weights
 
@@ -50,13 +51,13 @@ class Checkpoint:
 
     @property
     def max_positions(self) -> int:
-        return int(self.config.text_config.max_position_embeddings)
+        return self.config.text_config.max_position_embeddings
 
     @property
     def patch_grid(self) -> int:
         """Patches along a side of a frame, before pooling."""
         vision = self.config.vision_config
-        return int(vision.image_size // vision.patch_size)
+        return vision.image_size // vision.patch_size
 
     @property
     def visual_grid(self) -> int:
@@ -165,10 +166,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """
     raw = _read_config(source)
     _check_files(source)
-    from transformers import LlavaOnevisionConfig
-
     with _readable(source):
-        config = LlavaOnevisionConfig.from_pretrained(source.path, local_files_only=True)
+        config = parse_config(raw)
         shape = shape_of(config)
     return Checkpoint(source, config, shape, random=raw.get("holitom_checkpoint") == "random")
 
@@ -258,7 +257,7 @@ def _spread(checkpoint: Checkpoint, dtype: torch.dtype, device_map: DeviceMap) -
     from holitom_cli.model.stock import spread_network
 
     source = checkpoint.source
-    network, report = spread_network(source.path, checkpoint.config, dtype, device_map)
+    network, report = spread_network(source.path, dtype, device_map)
     _check_loaded(source, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
     return network
 
@@ -337,17 +336,13 @@ def weight_files(source: Source) -> list[str]:
     return sorted(set(listed.values()))
 
 
-def shape_of(config: Any) -> ModelShape:
+def shape_of(config: Config) -> ModelShape:
     """Widths and depths of a configuration.
 
     Raises:
-        ValueError: it is of a kind that this program does not run.
+        ValueError: it takes features from a layer that the tower does not have.
     """
-    check_supported(config)
-    text, vision = config.text_config, config.vision_config
-    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if not isinstance(layer, int) or strategy != "full":
-        raise ValueError(f"features of layer {layer} with strategy {strategy!r} are not supported")
+    text, vision, layer = config.text_config, config.vision_config, config.vision_feature_layer
     vision_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
     if not 1 <= vision_layers <= vision.num_hidden_layers:
         raise ValueError(f"vision_feature_layer {layer} is outside the tower's {vision.num_hidden_layers} layers")
@@ -357,7 +352,7 @@ def shape_of(config: Any) -> ModelShape:
         intermediate=text.intermediate_size,
         heads=text.num_attention_heads,
         kv_heads=text.num_key_value_heads,
-        head_dim=head_dim(text),
+        head_dim=text.head_width,
         vocab=text.vocab_size,
         vision_layers=vision_layers,
         vision_hidden=vision.hidden_size,

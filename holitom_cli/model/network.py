@@ -6,28 +6,20 @@ alone: `layers` runs them, and the library's network can be had on the same weig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-}
+from holitom_cli.model.config import Config, TextConfig, VisionConfig
 
 
 class Network(nn.Module):
     """All parts, their parameters without memory; what the frequencies of positions need has some."""
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        """For a LlavaOnevisionConfig of SigLIP and Qwen2, in one number format."""
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        """In one number format."""
         super().__init__()
         self.config, self.dtype = config, dtype
         made: dict[str, Any] = {"dtype": dtype, "device": torch.device("meta")}
@@ -71,7 +63,7 @@ def _holder() -> Any:
 
 
 class _Tower(nn.Module):
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: VisionConfig, made: dict[str, Any]) -> None:
         super().__init__()
         self.embeddings = _Patches(config, made)
         self.encoder = _holder()
@@ -81,7 +73,7 @@ class _Tower(nn.Module):
 
 
 class _Patches(nn.Module):
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: VisionConfig, made: dict[str, Any]) -> None:
         super().__init__()
         width, side = config.hidden_size, config.patch_size
         self.patch_embedding = _Conv2d(config.num_channels, width, side, stride=side, **made)
@@ -94,7 +86,7 @@ class _Patches(nn.Module):
 
 
 class _TowerLayer(nn.Module):
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: VisionConfig, made: dict[str, Any]) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.layer_norm1 = _LayerNorm(width, config.layer_norm_eps, **made)
@@ -106,34 +98,33 @@ class _TowerLayer(nn.Module):
         self.self_attn.scale = (width // config.num_attention_heads) ** -0.5
         self.mlp = _holder()
         self.mlp.fc1, self.mlp.fc2 = _Linear(width, inner, **made), _Linear(inner, width, **made)
-        self.mlp.config, self.mlp.activation_fn = config, ACTIVATIONS[config.hidden_act]()
+        self.mlp.config, self.mlp.activation_fn = config, _activation(config.hidden_act)
 
 
 class _Projector(nn.Module):
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: Config, made: dict[str, Any]) -> None:
         super().__init__()
         width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
         self.linear_1 = _Linear(config.vision_config.hidden_size, width, bias, **made)
-        self.act = ACTIVATIONS[config.projector_hidden_act]()
+        self.act = _activation(config.projector_hidden_act)
         self.linear_2 = _Linear(width, width, bias, **made)
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: TextConfig, made: dict[str, Any]) -> None:
         super().__init__()
-        self.config = copy(config)
-        self.config._attn_implementation = "sdpa"  # needs no mask, see `attention.causal_mask`
+        self.config = config
         self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size, **made)
-        self.layers = nn.ModuleList(_DecoderLayer(self.config, at, made) for at in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(_DecoderLayer(config, at, made) for at in range(config.num_hidden_layers))
         self.norm = _Norm(config, made)
         self.rotary_emb = _Positions(config)
 
 
 class _DecoderLayer(nn.Module):
-    def __init__(self, config: Any, index: int, made: dict[str, Any]) -> None:
+    def __init__(self, config: TextConfig, index: int, made: dict[str, Any]) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
-        head, heads, kv_heads = head_dim(config), config.num_attention_heads, config.num_key_value_heads
+        head, heads, kv_heads = config.head_width, config.num_attention_heads, config.num_key_value_heads
         self.input_layernorm, self.post_attention_layernorm = _Norm(config, made), _Norm(config, made)
         self.self_attn = _holder()
         for name, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
@@ -146,13 +137,13 @@ class _DecoderLayer(nn.Module):
         for name in ("gate_proj", "up_proj"):
             self.mlp.add_module(name, _Linear(width, inner, bias=False, **made))
         self.mlp.down_proj = _Linear(inner, width, bias=False, **made)
-        self.mlp.config, self.mlp.act_fn = config, ACTIVATIONS[config.hidden_act]()
+        self.mlp.config, self.mlp.act_fn = config, _activation(config.hidden_act)
 
 
 class _Norm(nn.Module):
     """Root-mean-square norm."""
 
-    def __init__(self, config: Any, made: dict[str, Any]) -> None:
+    def __init__(self, config: TextConfig, made: dict[str, Any]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden_size, **made))
         self.variance_epsilon = config.rms_norm_eps
@@ -164,11 +155,11 @@ class _Norm(nn.Module):
 class _Positions(nn.Module):
     """Rotary positions."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        width = head_dim(config)
+        width = config.head_width
         steps = torch.arange(0, width, 2, dtype=torch.float32) / width
-        self.frequencies = nn.Buffer(1 / config.rope_parameters["rope_theta"] ** steps, persistent=False)
+        self.frequencies = nn.Buffer(1 / config.rope_theta**steps, persistent=False)
 
     def forward(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (B, S) int64 -> cosines and sines (B, S, d) in the number format of the states."""
@@ -177,26 +168,8 @@ class _Positions(nn.Module):
         return both.cos().to(states.dtype), both.sin().to(states.dtype)
 
 
-def head_dim(config: Any) -> int:
-    """Features of a head of a Qwen2Config."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def check_supported(config: Any) -> None:
-    """Refuse a LlavaOnevisionConfig that asks for what these modules do not do.
-
-    Raises:
-        ValueError: it does.
-    """
-    text, vision = config.text_config, config.vision_config
-    if text.model_type != "qwen2" or vision.model_type != "siglip_vision_model":
-        raise ValueError(f"it is made of {vision.model_type} and {text.model_type}, not SigLIP and Qwen2")
-    if "sliding_attention" in (text.layer_types or ()):
-        raise ValueError("sliding-window attention is not supported")
-    if (rope := text.rope_parameters["rope_type"]) != "default":
-        raise ValueError(f"positions of type {rope!r} are not supported")
-    for name in (text.hidden_act, vision.hidden_act, config.projector_hidden_act):
-        if name not in ACTIVATIONS:
-            raise ValueError(f"the activation {name!r} is not supported")
-    if vision.hidden_size % vision.num_attention_heads:
-        raise ValueError(f"{vision.num_attention_heads} heads cannot share {vision.hidden_size} features")
+def _activation(name: str) -> nn.Module:
+    """One of `config.ACTIVATIONS`."""
+    if name.startswith("gelu"):
+        return nn.GELU("tanh" if name == "gelu_pytorch_tanh" else "none")
+    return nn.SiLU() if name == "silu" else nn.ReLU()

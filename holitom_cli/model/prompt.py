@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from holitom_cli.errors import ModelError, UsageError, reason
+from holitom_cli.model.config import Config
 from holitom_cli.model.preprocess import read_json
+from holitom_cli.model.tokenizer import Tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +30,7 @@ class Turn(NamedTuple):
 class Chat:
     """A checkpoint's tokenizer, chat template and end tokens."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     template: str
     video_token_id: int
     end_ids: frozenset[int]
@@ -45,7 +47,7 @@ class Chat:
         self.check_plain(question, "question")
         for text in (text for turn in turns for text in turn):
             self.check_plain(text, "conversation")
-        ids: list[int] = self.tokenizer(self._prompt(question, turns), add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer.encode(self._prompt(question, turns))
         if ids.count(self.video_token_id) != 1:
             raise ModelError(
                 f"The checkpoint's chat template puts {ids.count(self.video_token_id)} videos into a prompt, not one.",
@@ -60,7 +62,7 @@ class Chat:
         Raises:
             UsageError: it contains a special token.
         """
-        for token in self._special_tokens():
+        for token in self.tokenizer.special.values():
             if token in text:
                 raise UsageError(
                     f"The {what} contains {token!r}, which has a special meaning for the model.", "Leave it out."
@@ -68,15 +70,14 @@ class Chat:
 
     def plain(self, text: str) -> str:
         """A text that the model made up letter by letter, without what would be special tokens when it is read."""
-        while found := [token for token in self._special_tokens() if token in text]:
+        while found := [token for token in self.tokenizer.special.values() if token in text]:
             for token in found:
                 text = text.replace(token, "")
         return text
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Pieces of text as ids arrive; characters that span several tokens are never cut."""
@@ -90,7 +91,7 @@ class Chat:
         from tokenizers.decoders import DecodeStream
 
         pieces = DecodeStream(skip_special_tokens=True)
-        return lambda token: pieces.step(self.tokenizer.backend_tokenizer, token) or ""
+        return lambda token: pieces.step(self.tokenizer.backend, token) or ""
 
     def _prompt(self, question: str, turns: Sequence[Turn]) -> str:
         from jinja2 import TemplateError
@@ -102,47 +103,28 @@ class Chat:
         ]
         messages[0]["content"].insert(0, {"type": "video"})
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+            return self.tokenizer.render(self.template, messages)
         except (TemplateError, TypeError, ValueError) as error:  # text-only templates add strings to a list
             raise ModelError(
                 f"The checkpoint's chat template cannot be used: {reason(error)}.",
                 "Use the chat template of the published checkpoint.",
             ) from error
-        return text
-
-    def _special_tokens(self) -> list[str]:
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
 
-def read_chat(directory: Path, config: Any) -> Chat:
+def read_chat(directory: Path, config: Config) -> Chat:
     """Read tokenizer, template and end tokens.
 
     Raises:
         ModelError: a file is missing or does not fit the configuration.
     """
-    from transformers import AutoTokenizer
-
-    if not (directory / "tokenizer.json").is_file():
+    tokenizer, templates = read_tokenizer(directory)
+    video = config.video_token_index
+    if video not in tokenizer.backend.get_added_tokens_decoder():
         raise ModelError(
-            f"{directory} has no tokenizer.json, so it cannot be asked in words.",
+            f"The tokenizer in {directory} has no token {video}, which config.json names for videos.",
             "Copy the tokenizer's files from the original checkpoint.",
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"The tokenizer in {directory} cannot be read.", "Download it again.") from error
-    if config.video_token_id not in tokenizer.added_tokens_decoder:
-        raise ModelError(
-            f"The tokenizer in {directory} has no token {config.video_token_id}, which config.json names for videos.",
-            "Copy the tokenizer's files from the original checkpoint.",
-        )
-    template = _template(directory, tokenizer)
-    return Chat(tokenizer, template, config.video_token_id, _end_ids(directory, config, tokenizer))
+    return Chat(tokenizer, _template(directory, templates), video, _end_ids(directory, config, tokenizer))
 
 
 def prompt_embeds(model: Model, before: list[int], visual: VisualTokens, after: list[int]) -> tuple[Tensor, range]:
@@ -153,14 +135,14 @@ def prompt_embeds(model: Model, before: list[int], visual: VisualTokens, after: 
     return torch.cat(parts), range(len(before), len(before) + len(visual) + 1)
 
 
-def _template(directory: Path, tokenizer: Any) -> str:
+def _template(directory: Path, tokenizers: Any) -> str:
     """The chat template, from where transformers looks for it, the processor's own before the tokenizer's."""
     if (plain := directory / "chat_template.jinja").is_file():
         return plain.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
         if (path := directory / name).is_file() and (template := _default(read_json(path).get("chat_template"))):
             return template
-    if template := _default(tokenizer.chat_template):
+    if template := _default(tokenizers):
         return template
     raise ModelError(f"{directory} has no chat template.", "Copy chat_template.jinja from the original checkpoint.")
 
@@ -174,14 +156,14 @@ def _default(templates: Any) -> str | None:
     return templates if isinstance(templates, str) else None
 
 
-def _end_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+def _end_ids(directory: Path, config: Config, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end an answer: as generation_config.json says, else the text model's, else the tokenizer's."""
     path = directory / "generation_config.json"
     named = read_json(path).get("eos_token_id") if path.is_file() else None
     if named is None:
-        named = config.text_config.eos_token_id
+        named = config.end_token_ids
     if named is None:
-        named = tokenizer.eos_token_id
+        named = tokenizer.id_of(tokenizer.named.get("eos_token"))
     if named is None:
         return frozenset()
     return frozenset([named] if isinstance(named, int) else named)

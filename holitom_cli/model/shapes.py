@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holitom_cli.errors import DeviceError, UsageError
+from holitom_cli.model.config import Config, parse_config
 from holitom_cli.model.device import choose_device, choose_dtype, device_name, memory_advice
 from holitom_cli.model.hub import Source
 from holitom_cli.model.layers import join_language, join_tower
@@ -72,7 +73,7 @@ class ShapeCheckpoint(Checkpoint):
         return Preprocessor("none: random weights", side, side, mode="bicubic", scale=1 / 255, mean=half, std=half)
 
 
-def published_config(name: str, placeholders: tuple[int, int] = _PLACEHOLDERS) -> Any:
+def published_config(name: str, placeholders: tuple[int, int] = _PLACEHOLDERS) -> Config:
     """The configuration of a shape.
 
     Args:
@@ -85,19 +86,19 @@ def published_config(name: str, placeholders: tuple[int, int] = _PLACEHOLDERS) -
     if name not in _TEXT:
         known = ", ".join(f"{PREFIX}{known}" for known in _TEXT)
         raise UsageError(f"There is no {PREFIX}{name}.", f"Choose one of: {known}.")
-    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
-
-    rope: Any = {"rope_type": "default", "rope_theta": 1e6}
-    text = Qwen2Config(**_TEXT[name], max_position_embeddings=32768, rope_parameters=rope)
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_TOWER),
-        text_config=text,
-        image_token_index=placeholders[0],
-        video_token_index=placeholders[1],
-        tie_word_embeddings=text.tie_word_embeddings,
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    text = _TEXT[name] | {"model_type": "qwen2", "max_position_embeddings": 32768, "rope_parameters": rope}
+    return parse_config(
+        {
+            "model_type": "llava_onevision",
+            "holitom_checkpoint": "random",
+            "vision_config": _TOWER | {"model_type": "siglip_vision_model"},
+            "text_config": text,
+            "image_token_index": placeholders[0],
+            "video_token_index": placeholders[1],
+            "tie_word_embeddings": text["tie_word_embeddings"],
+        }
     )
-    config.holitom_checkpoint = "random"
-    return config
 
 
 def build_shape(name: str, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None) -> Model:
@@ -126,7 +127,12 @@ def build_shape(name: str, *, device: str = "auto", dtype: str = "auto", quantiz
 
 
 def random_network(
-    config: Any, device: torch.device, dtype: torch.dtype, label: str, seed: int = 0, quantize: Quantize | None = None
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    label: str,
+    seed: int = 0,
+    quantize: Quantize | None = None,
 ) -> Network:
     """A network, its weights drawn on the device in their number format: nothing is held twice.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def stock_network(ours: Network, directory: Path | None = None) -> Any:
     with quiet():
         with init_empty_weights(include_buffers=False):
             network: Any = LlavaOnevisionForConditionalGeneration._from_config(
-                deepcopy(ours.config), dtype=ours.dtype, attn_implementation="sdpa"
+                ours.config.librarys(), dtype=ours.dtype, attn_implementation="sdpa"
             )
         network.tie_weights()  # accelerate replaces each parameter by one of its own
         if directory and (directory / "generation_config.json").is_file():
@@ -51,14 +50,13 @@ def _same(ours: Network, name: str, like: Tensor, device: torch.device) -> Tenso
     return ours.get_parameter(name).data if held is None else held
 
 
-def spread_network(directory: Path, config: Any, dtype: torch.dtype, device_map: Any) -> tuple[Any, Any]:
+def spread_network(directory: Path, dtype: torch.dtype, device_map: Any) -> tuple[Any, Any]:
     """The library's network spread over several devices by accelerate, and what it says of the files."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     with quiet():
         loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
             directory,
-            config=config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation="sdpa",

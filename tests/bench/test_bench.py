@@ -55,7 +55,7 @@ def test_prompts_hold_no_pictures(model: Model) -> None:
     many = random_prompt(model, 5000, 0)
     assert len(many.after) == 5000
     assert max(many.after) < model.info.shape.vocab
-    assert {config.image_token_id, config.video_token_id}.isdisjoint(many.before + many.after)
+    assert {config.image_token_index, config.video_token_index}.isdisjoint(many.before + many.after)
     assert random_prompt(model, 9, 0) != random_prompt(model, 9, 1)
 
 

@@ -117,7 +117,7 @@ def sentence(model: Model, watched: Watched, choices: list[str]) -> dict[str, fl
 
 def test_choices_that_differ_at_once_have_the_first_tokens_odds(model: Model, watched: Watched) -> None:
     shares = sentence(model, watched, ["yes", "no", "maybe"])
-    ids = [model.chat.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in shares]
+    ids = [model.chat.tokenizer.encode(text)[0] for text in shares]
     assert len(set(ids)) == 3
     before, after = model.chat.encode("Is it night?")
     embeds, span = prompt_embeds(model, before, watched.visual, after)
@@ -139,7 +139,7 @@ def test_choices_with_a_common_beginning_are_summed_with_their_end(model: Model,
     reductions = watched.method.reductions(model.checkpoint.depth)
     scores = []
     for text in texts:  # the prompt again for every choice
-        tokens = model.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = model.chat.tokenizer.encode(text)
         state = prefill(model.language_model, model.lm_head, embeds, span, reductions, room=10)
         total = 0.0
         shown = state.logits

@@ -174,7 +174,7 @@ def logits(model: Model, watched: Watched, question: str) -> torch.Tensor:
 
 
 def token(model: Model, text: str) -> int:
-    first: int = model.chat.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+    first: int = model.chat.tokenizer.encode(text)[0]
     return first
 
 
