@@ -30,15 +30,9 @@ class Joined(nn.Module):
     def __init__(self, *layers: nn.Linear) -> None:
         super().__init__()
         self.weight = _one([layer.weight.data for layer in layers])
-        biases = [layer.bias.data for layer in layers if getattr(layer, "bias", None) is not None]
-        self.bias = _one(biases) if biases else None
-        rows = 0
-        for layer in layers:
-            part = slice(rows, rows + layer.out_features)
-            layer.weight.data = self.weight[part]
-            if self.bias is not None:
-                layer.bias.data = self.bias[part]
-            rows = part.stop
+        self.bias = _shared_bias(layers)
+        for layer, part in zip(layers, self.weight.split([layer.out_features for layer in layers]), strict=True):
+            layer.weight.data = part
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., sum of the layers' outputs)."""
@@ -50,23 +44,26 @@ class JoinedPacked(nn.Module):
 
     def __init__(self, *layers: PackedLinear) -> None:
         super().__init__()
-        values, steps = (
-            [part.data for part in parts] for parts in zip(*(layer.packed for layer in layers), strict=True)
-        )
-        self.packed = Packed(_one(values), _one(steps))
-        biases = [layer.bias.data for layer in layers if layer.bias is not None]
-        self.bias = _one(biases) if biases else None
-        rows = 0
-        for layer in layers:
-            part = slice(rows, rows + layer.out_features)
-            layer.values.data, layer.steps.data = self.packed.rows(part.start, part.stop)
-            if self.bias is not None and layer.bias is not None:
-                layer.bias.data = self.bias[part]
-            rows = part.stop
+        values, steps = zip(*(layer.packed for layer in layers), strict=True)
+        self.packed = Packed(_one([part.data for part in values]), _one([part.data for part in steps]))
+        self.bias = _shared_bias(layers)
+        for layer, part in zip(layers, self.packed.split([layer.out_features for layer in layers]), strict=True):
+            layer.values.data, layer.steps.data = part
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., sum of the layers' outputs)."""
         return multiply(states, self.packed, self.bias)
+
+
+def _shared_bias(layers: Sequence[Any]) -> Tensor | None:
+    """The biases of several layers as one tensor, of which each then holds its part; None where they have none."""
+    biases = [layer.bias.data for layer in layers if layer.bias is not None]
+    if not biases:
+        return None
+    whole = _one(biases)
+    for layer, part in zip(layers, whole.split([len(bias) for bias in biases]), strict=True):
+        layer.bias.data = part
+    return whole
 
 
 def _one(parts: list[Tensor]) -> Tensor:
