@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,7 @@ import torch
 
 from holitom_cli import __version__, flops, methods
 from holitom_cli.types import (
+    Added,
     Answer,
     Choice,
     Flops,
@@ -20,6 +21,7 @@ from holitom_cli.types import (
     Memory,
     ModelShape,
     Segment,
+    Shown,
     Timings,
     TokenCounts,
     VisualTokens,
@@ -27,6 +29,8 @@ from holitom_cli.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from holitom_cli.clock import Clock
     from holitom_cli.methods import Method
     from holitom_cli.model.loading import Model
@@ -55,12 +59,13 @@ def answer(
     state: Prefill,
     spoken: Spoken,
     clock: Clock,
+    added: Sequence[Added] = (),
 ) -> Answer:
     """Put together an answer and everything that made it. Waits for the device."""
-    frames, visual, ids = watched.frames, watched.visual, spoken.ids
-    tokens = _token_counts(visual, state, len(ids))
-    source, into = visual.source, state.into.to(visual.source.device)
-    inner = torch.where(source < 0, -1, into[source.clamp_min(0)])
+    clips, ids = [watched, *(clip.watched for clip in added)], spoken.ids
+    tokens = _token_counts([clip.visual for clip in clips], state, len(ids))
+    *earlier, last = shown = _shown(clips, state.into)
+    ended = torch.cat([clip.inner_source.flatten() for clip in shown])
     return Answer(
         question=question,
         text=_likeliest(spoken.choices) or model.chat.decode(ids),
@@ -69,21 +74,34 @@ def answer(
         method_settings=asdict(watched.method),  # type: ignore[call-overload]
         generation=generation,
         tokens=tokens,
-        segments=_segments(frames, visual),
-        timings=_timings(watched, clock, spoken),
+        segments=last.segments,
+        timings=_timings(clips, clock, spoken),
         memory=_memory(model),
         flops=_flops(model.info.shape, tokens, watched.method),
         model=replace(model.info, preprocessor_file=model.preprocessor.file),
-        frames=frames,
-        visual=visual,
-        inner_source=inner,
-        inner_size=torch.bincount(inner[inner >= 0], minlength=len(visual) + 1),
+        frames=last.frames,
+        visual=last.visual,
+        inner_source=last.inner_source,
+        inner_size=torch.bincount(ended[ended >= 0], minlength=tokens.visual + tokens.newlines),
         token_ids=ids,
         versions=versions(),
-        warnings=(*frames.warnings, *_warnings(model, tokens, generation)),
-        context=watched.context,
+        warnings=(*(text for clip in clips for text in clip.frames.warnings), *_warnings(model, tokens, generation)),
+        context="\n".join(clip.context for clip in clips if clip.context),
         choices=spoken.choices,
+        earlier=tuple(earlier),
     )
+
+
+def _shown(clips: Sequence[Watched], into: Tensor) -> list[Shown]:
+    """Where the tokens of each clip went; into (N+1,) names the row that each visual row of all clips ended in."""
+    shown, first = [], 0
+    for clip in clips:
+        source = clip.visual.source
+        mine = into[first : first + len(clip.visual) + 1].to(source.device)
+        inner = torch.where(source < 0, -1, mine[source.clamp_min(0)])
+        shown.append(Shown(clip.frames, _segments(clip.frames, clip.visual), clip.visual, inner))
+        first += len(mine)
+    return shown
 
 
 def _likeliest(choices: tuple[Choice, ...]) -> str:
@@ -96,23 +114,29 @@ def _finish_reason(spoken: Spoken, end_ids: frozenset[int]) -> Literal["stop", "
     return "stop" if spoken.ids[-1] in end_ids else "length"
 
 
-def _token_counts(visual: VisualTokens, state: Prefill, generated: int) -> TokenCounts:
-    prompt = int(state.next_position[0])
+def _token_counts(clips: Sequence[VisualTokens], state: Prefill, generated: int) -> TokenCounts:
+    prompt, frames = int(state.next_position[0]), sum(len(visual.source) for visual in clips)
+    patches = clips[0].source.shape[1]
+    stages = zip(*(visual.stages for visual in clips), strict=True)  # one method has the same stages for every clip
     return TokenCounts(
-        frames=visual.source.shape[0],
-        patches_per_frame=visual.source.shape[1],
-        funnel=(("sampled", visual.source.numel()), *visual.stages),
+        frames=frames,
+        patches_per_frame=patches,
+        funnel=(("sampled", frames * patches), *((rows[0][0], sum(left for _, left in rows)) for rows in stages)),
         inside=state.inside,
-        text=prompt - len(visual) - 1,
+        text=prompt - sum(map(len, clips)) - len(clips),
         prompt=prompt,
         generated=generated,
         cached=state.cached,
+        newlines=len(clips),
     )
 
 
-def _timings(watched: Watched, clock: Clock, spoken: Spoken) -> Timings:
+def _timings(clips: Sequence[Watched], clock: Clock, spoken: Spoken) -> Timings:
     later = max(0, len(spoken.ids) - 1)
-    stages = {**watched.frames.timings_ms, **watched.clock.milliseconds(), **clock.milliseconds()}
+    stages: dict[str, float] = {}
+    parts = [part for clip in clips for part in (clip.frames.timings_ms, clip.clock.milliseconds())]
+    for name, ms in (item for part in (*parts, clock.milliseconds()) for item in part.items()):
+        stages[name] = stages.get(name, 0.0) + ms
     return Timings(
         stages_ms=stages,
         ttft_ms=sum(stages.get(name, 0.0) for name in ("vision", "compress", "prefill", "sample")),
@@ -137,14 +161,14 @@ def _segments(frames: Frames, visual: VisualTokens) -> tuple[Segment, ...]:
 
 def _flops(shape: ModelShape, tokens: TokenCounts, method: Method) -> Flops:
     visual = _by_layer(shape.layers, tokens.visual, tokens.inside)
-    everything = _by_layer(shape.layers, tokens.visual + 1, tokens.inside)
+    everything = _by_layer(shape.layers, tokens.visual + tokens.newlines, tokens.inside)
     original = tokens.original
     return Flops(
         paper=flops.paper_prefill(shape, visual),
         paper_full=flops.paper_prefill(shape, [original] * shape.layers),
         true=flops.true_prefill(shape, [count + tokens.text for count in everything])
         + flops.true_vision(shape, tokens.frames, method.needs_attention, method.needs_keys),
-        true_full=flops.true_prefill(shape, [original + 1 + tokens.text] * shape.layers)
+        true_full=flops.true_prefill(shape, [original + tokens.newlines + tokens.text] * shape.layers)
         + flops.true_vision(shape, tokens.frames, attention=False),
     )
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from holitom_cli.model.choices import choice_probabilities, encode_choices
 from holitom_cli.model.decode import generate
 from holitom_cli.model.device import memory_advice
 from holitom_cli.model.prefill import Prefill, prefill
-from holitom_cli.model.prompt import Turn, prompt_embeds
-from holitom_cli.types import Answer, Choice, Frames, Generation, Sampling, Seen, Watched
+from holitom_cli.model.prompt import Turn, embeds_around
+from holitom_cli.types import Added, Answer, Choice, Frames, Generation, Sampling, Seen, VisualTokens, Watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,6 +178,7 @@ def ask(
     on_text: Callable[[str], None] | None = None,
     turns: Sequence[Turn] = (),
     kept: Kept | None = None,
+    added: Sequence[Added] = (),
 ) -> Answer:
     """Ask one question about a watched video.
 
@@ -191,12 +193,13 @@ def ask(
         on_text: called with each piece of the answer as it is made.
         turns: what has been asked and answered about the video before.
         kept: of earlier questions about it, so that what they share with this one is not computed again.
+        added: further videos, watched with the same method, in the order of their turns.
 
     Raises:
         HolitomError: the question, the settings, the model's positions or the GPU's memory do not allow it.
     """
     generation = Generation(max_new_tokens, temperature, top_p, seed)
-    begun = begin(model, watched, question, generation, turns=turns, kept=kept)
+    begun = begin(model, watched, question, generation, turns=turns, kept=kept, added=added)
     # 7. The answer, token by token.
     with torch.inference_mode(), _memory_advice(model):
         spoken = _speak(model, begun.state, begun.generation, begun.clock, on_text)
@@ -232,6 +235,7 @@ class Begun:
     generation: Generation  # no longer than the model's positions allow
     state: Prefill
     clock: Clock  # stage prefill
+    added: tuple[Added, ...] = ()
 
 
 def begin(
@@ -242,6 +246,7 @@ def begin(
     *,
     turns: Sequence[Turn] = (),
     kept: Kept | None = None,
+    added: Sequence[Added] = (),
 ) -> Begun:
     """Run a question's prompt through the model, up to the logits of the answer's first token.
 
@@ -252,6 +257,7 @@ def begin(
         generation: how its answer will be made.
         turns: as of `ask`.
         kept: as of `ask`; what is returned is of use until it is used again.
+        added: as of `ask`.
 
     Raises:
         HolitomError: as `ask`.
@@ -260,17 +266,18 @@ def begin(
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 5. The prompt.
-        embeds, span = _prompt(model, watched, question, turns=turns)
+        embeds, spans = _prompt(model, watched, question, turns=turns, added=added)
         left = model.checkpoint.max_positions - len(embeds)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
-        state = _prefill(model, watched, embeds, span, clock, room=generation.max_new_tokens, kept=kept)
-    return Begun(watched, question, generation, state, clock)
+        state = _prefill(model, watched, embeds, spans, clock, room=generation.max_new_tokens, kept=kept)
+    return Begun(watched, question, generation, state, clock, tuple(added))
 
 
 def conclude(model: Model, begun: Begun, spoken: Spoken) -> Answer:
     """The answer to a question that was begun, from what the model said; its clock has a stage sample by now."""
-    return account.answer(model, begun.watched, begun.question, begun.generation, begun.state, spoken, begun.clock)
+    about = begun.watched, begun.question, begun.generation, begun.state, spoken, begun.clock
+    return account.answer(model, *about, added=begun.added)
 
 
 def choose(model: Model, watched: Watched, question: str, choices: Sequence[str]) -> Answer:
@@ -291,8 +298,8 @@ def choose(model: Model, watched: Watched, question: str, choices: Sequence[str]
     options = encode_choices(model.chat, choices)
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
-        embeds, span = _prompt(model, watched, question, options.room)
-        state = _prefill(model, watched, embeds, span, clock, room=options.room)
+        embeds, spans = _prompt(model, watched, question, options.room)
+        state = _prefill(model, watched, embeds, spans, clock, room=options.room)
         with clock.stage("sample"):
             shares = choice_probabilities(model, state, options)
     spoken = Spoken((), 0.0, tuple(map(Choice, options.texts, shares)))
@@ -345,27 +352,42 @@ def check_generation(generation: Generation) -> Generation:
 
 
 def _prompt(
-    model: Model, watched: Watched, question: str, answer_tokens: int = 0, turns: Sequence[Turn] = ()
-) -> tuple[Tensor, range]:
-    """The prompt (L, D) and where its visual part stands, once it is sure that it and its answer fit."""
-    # What is said of the clip stands before the first question.
+    model: Model,
+    watched: Watched,
+    question: str,
+    answer_tokens: int = 0,
+    turns: Sequence[Turn] = (),
+    added: Sequence[Added] = (),
+) -> tuple[Tensor, list[range]]:
+    """The prompt (L, D) and where its clips stand, once it is sure that it and its answer fit."""
+    clips = [Added(watched, 0), *added]
+    if any(clip.watched.method != watched.method for clip in added):
+        raise UsageError("The clips were compressed by different methods.", "Watch all of them with the same one.")
+    # What is said of a clip stands before the question that it came with.
     questions = [*(turn.question for turn in turns), question]
-    questions[0] = f"{watched.context}\n{questions[0]}" if watched.context else questions[0]
+    for clip in reversed([clip for clip in clips if clip.watched.context]):
+        questions[clip.turn] = f"{clip.watched.context}\n{questions[clip.turn]}"
     told = [Turn(text, turn.answer) for text, turn in zip(questions, turns, strict=False)]
-    before, after = model.chat.encode(questions[-1], told)
-    needed = len(before) + len(after) + max(0, answer_tokens - ANSWER_ROOM)
+    texts = model.chat.encode_around([clip.turn for clip in clips], questions[-1], told)
+    visuals = [clip.watched.visual for clip in clips]
+    needed = sum(map(len, texts)) + max(0, answer_tokens - ANSWER_ROOM) + visual_places(visuals[:-1])
     try:
-        check_room(model.checkpoint, watched.method, len(watched.frames), needed)
+        check_room(model.checkpoint, watched.method, len(clips[-1].watched.frames), needed)
     except UsageError as error:
         raise UsageError(error.message, "Forget the turns so far (in a chat: /new).") if turns else error from None
-    return prompt_embeds(model, before, watched.visual, after)
+    return embeds_around(visuals, model, texts)
+
+
+def visual_places(clips: Sequence[VisualTokens]) -> int:
+    """Positions of a prompt that clips take, their newline tokens included."""
+    return sum(map(len, clips)) + len(clips)
 
 
 def _prefill(
     model: Model,
     watched: Watched,
     embeds: Tensor,
-    span: range,
+    spans: Sequence[range],
     clock: Clock,
     *,
     room: int,
@@ -373,8 +395,11 @@ def _prefill(
 ) -> Prefill:
     reductions = watched.method.reductions(model.checkpoint.depth)
     evict = watched.method.after_prefill if watched.method.prunes_cache else None
+    span = range(spans[0].start, spans[-1].stop)
+    gaps = [range(left.stop, right.start) for left, right in pairwise(spans)]
+    options: dict[str, Any] = {"gaps": gaps, "room": room, "evict": evict, "kept": kept}
     with clock.stage("prefill"):
-        return prefill(model.language_model, model.lm_head, embeds, span, reductions, room=room, evict=evict, kept=kept)
+        return prefill(model.language_model, model.lm_head, embeds, span, reductions, **options)
 
 
 def _speak(

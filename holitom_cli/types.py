@@ -220,12 +220,23 @@ class Watched:
     context: str = ""  # words about the clip that stand before every question
 
 
-class LayerView(NamedTuple):
-    """All that a reduction inside the language model may look at."""
+class Added(NamedTuple):
+    """A further clip of a conversation."""
 
-    hidden: Tensor  # (N+1, D) states of the visual span entering the layer, newline token last
-    attention: Tensor  # (Q, N+1) float32 by prompt token after the video, last prompt token last
-    entered: int = 0  # rows of the span that entered the first layer; 0 where that is not known
+    watched: Watched
+    turn: int  # in which user turn it stands; 0 is the first, behind the clip that is there already
+
+
+class LayerView(NamedTuple):
+    """All that a reduction inside the language model may look at.
+
+    The visual rows of several clips follow one another as if nothing stood between them, each clip's newline token
+    behind its own; N + 1 is the number of all.
+    """
+
+    hidden: Tensor  # (N+1, D) states of the visual rows entering the layer, newline token last
+    attention: Tensor  # (Q, N+1) float32 by prompt token after the (last) video, last prompt token last
+    entered: int = 0  # visual rows that entered the first layer; 0 where that is not known
 
 
 class CacheView(NamedTuple):
@@ -317,7 +328,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Where the visual tokens went. The newline token is counted apart."""
+    """Where the visual tokens, of all clips, went. The newline token is counted apart."""
 
     frames: int
     patches_per_frame: int
@@ -327,6 +338,7 @@ class TokenCounts:
     prompt: int  # visual + newline + text tokens entering the first layer
     generated: int
     cached: tuple[int, ...] = ()  # visual rows left in each layer's cache after the prefill; empty where all are
+    newlines: int = 1  # one a clip
 
     @property
     def original(self) -> int:
@@ -383,8 +395,18 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """One of several clips that an answer is about: what stands in an `Answer` of the last of them."""
+
+    frames: Frames
+    segments: tuple[Segment, ...]
+    visual: VisualTokens
+    inner_source: Tensor  # (F, P) int64 row, among those of all clips, that each original token ends in, -1 = dropped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AnswerRecord:
-    """An answer and all that is reported of it."""
+    """An answer and all that is reported of it. Of several clips, frames and segments are those of the last."""
 
     question: str
     text: str
@@ -405,6 +427,7 @@ class AnswerRecord:
     context: str = ""  # words about the clip that stood before the question
     choices: tuple[Choice, ...] = ()  # where there were some, the text is the likeliest of them
     served_by: Mapping[str, Any] | None = None  # the running server that gave it: its version and process id
+    earlier: tuple[Shown, ...] = ()  # the clips before the last of several, in order
 
     def agrees(self, other: AnswerRecord) -> bool:
         """Whether both say the same, token by token: texts can be alike, or both empty, where tokens differ."""
@@ -416,5 +439,5 @@ class Answer(AnswerRecord):
     """An answer and everything that made it: its record, and where every patch of the clip went."""
 
     visual: VisualTokens
-    inner_source: Tensor  # (F, P) int64 span row each original token ends in, -1 = dropped
-    inner_size: Tensor  # (N+1,) int64 original tokens that end in each span row, newline last
+    inner_source: Tensor  # (F, P) int64 visual row, among those of all clips, each original token ends in, -1 = dropped
+    inner_size: Tensor  # (N+1,) int64 original tokens that end in each visual row, newline last; of all clips

@@ -16,7 +16,7 @@ from holitom_cli.model.kept import Kept
 from holitom_cli.model.loading import Model, load_model
 from holitom_cli.model.prompt import Turn
 from holitom_cli.pipeline import watch
-from holitom_cli.types import Answer, Frames, Generation, Watched
+from holitom_cli.types import Added, Answer, Frames, Generation, Watched
 from tests.make_random_checkpoint import make_checkpoint
 
 LIMIT = 1e-4  # of logits, in float32
@@ -196,3 +196,81 @@ def test_an_answer_cannot_open_a_turn_of_its_own(model: Model, monkeypatch: pyte
     talk.forget()
     talk._remember("Who?", "a<video>b")
     assert talk.ask("Where?", BRIEF).text
+
+
+# --- several clips -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [*methods.available(), *ACTING_INSIDE, PRUNING_THE_CACHE])
+def test_a_clip_that_is_brought_in_is_as_if_there_from_scratch(model: Model, method: str, logits: list[Tensor]) -> None:
+    clips = [watch(model, made_frames(seed), method=method) for seed in range(3)]
+    talk = Conversation(model, clips[0])
+    answers, reused = [], []
+    for number, question in enumerate(QUESTIONS[:6]):
+        if number in {2, 4}:
+            talk.add(clips[number // 2])
+        answers.append(talk.ask(question, BRIEF))
+        reused.append(talk.reused_tokens)
+    warm = list(logits)
+    added = [Added(clips[1], 2), Added(clips[2], 4)]
+    for number, question in enumerate(QUESTIONS[:6]):
+        there = [clip for clip in added if clip.turn <= number]
+        cold = pipeline.ask(model, clips[0], question, max_new_tokens=8, turns=talk.turns[:number], added=there)
+        assert (warm[number] - logits[-1]).abs().max() <= LIMIT
+        assert answers[number].token_ids == cold.token_ids
+        assert (answers[number].tokens, answers[number].flops) == (cold.tokens, cold.flops)
+        assert len(answers[number].earlier) == len(there)
+    if method == PRUNING_THE_CACHE or methods.get(method).prunes_cache:
+        assert set(reused) == {0}
+    else:  # the clip and its question alone are new
+        assert all(now > then.tokens.prompt - 4 for now, then in zip(reused[1:], answers, strict=False))
+    # Controls: without the clips, and with them in other turns.
+    for other in ([], [clip._replace(turn=1) for clip in added]):
+        pipeline.ask(model, clips[0], QUESTIONS[5], max_new_tokens=1, turns=talk.turns[:5], added=other)
+        assert (warm[-1] - logits[-1]).abs().max() > 100 * LIMIT
+
+
+def test_clips_can_be_seen_otherwise(model: Model, logits: list[Tensor]) -> None:
+    first, second, closer, third = (watch(model, made_frames(seed)) for seed in range(4))
+    talk = Conversation(model, first)
+    talk.ask(QUESTIONS[0], BRIEF)
+    talk.add(second)
+    talk.ask(QUESTIONS[1], BRIEF)
+    other = talk.seen_as([first, closer, third])
+    assert (other.turns, other.clips) == (talk.turns, (first, closer, third))
+    assert [clip.turn for clip in other.added] == [1, 2]
+    other.ask(QUESTIONS[2], BRIEF)
+    assert other.reused_tokens > len(first.visual)
+    pipeline.ask(model, first, QUESTIONS[2], turns=talk.turns, added=[Added(closer, 1), Added(third, 2)])
+    assert (logits[-2] - logits[-1]).abs().max() <= LIMIT
+    full = talk.seen_as([watch(model, made_frames(seed), method="full") for seed in range(2)])
+    full.ask(QUESTIONS[2], BRIEF)
+    assert full.reused_tokens == 0
+
+
+def test_a_new_conversation_has_all_clips_from_its_start(model: Model, logits: list[Tensor]) -> None:
+    first, second = (watch(model, made_frames(seed)) for seed in range(2))
+    talk = Conversation(model, first)
+    talk.ask(QUESTIONS[0], BRIEF)
+    talk.add(second)
+    talk.ask(QUESTIONS[1], BRIEF)
+    talk.forget()
+    talk.ask(QUESTIONS[2], BRIEF)
+    assert talk.reused_tokens > len(first.visual)
+    pipeline.ask(model, first, QUESTIONS[2], added=[Added(second, 0)])
+    assert (logits[-2] - logits[-1]).abs().max() <= LIMIT
+
+
+def test_each_clip_costs_time_once_and_is_told_of_in_its_turn(model: Model) -> None:
+    first, second = (pipeline.tell_times(watch(model, made_frames(seed))) for seed in range(2))
+    talk = Conversation(model, first)
+    talk.ask(QUESTIONS[0], BRIEF)
+    talk.add(second)
+    with_it, after = (talk.ask(question, BRIEF) for question in QUESTIONS[1:3])
+    assert with_it.timings.stages_ms["decode"] == second.frames.timings_ms["decode"]
+    assert with_it.timings.stages_ms["vision"] == pytest.approx(second.clock.milliseconds()["vision"])
+    assert set(after.timings.stages_ms) == {"prefill", "sample"}
+    told = [Turn(f"{first.context}\n{QUESTIONS[0]}", talk.turns[0].answer)]
+    texts = model.chat.encode_around([0, 1], f"{second.context}\n{QUESTIONS[1]}", told)
+    assert with_it.tokens.text == sum(map(len, texts))
+    assert with_it.context == f"{first.context}\n{second.context}"

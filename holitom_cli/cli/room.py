@@ -60,13 +60,13 @@ class View:
 
 
 class Room:
-    """A model in memory, the clip that it sees, and the conversation about it."""
+    """A model in memory, the clips that it sees, and the conversation about them."""
 
     def __init__(self, model: Model, setup: Setup, view: View, generation: Generation, talk: Talk) -> None:
         self.ended = False
         self._model, self._setup, self._talk = model, setup, talk
-        self._view, self._whole, self._generation = view, view.sampling, generation
-        self._frames: Frames | None = None
+        self._views, self._whole, self._generation = [view], view.sampling, generation
+        self._subtitled = view.file  # the clip that a file with subtitles belongs to, if one was named
         self._conversation: Conversation | None = None
         self._answers: list[Answer] = []  # about what is seen now
         self._transcript: list[str] = []
@@ -94,16 +94,25 @@ class Room:
             raise UsageError("/open needs a file.", "As in: /open clip.mp4")
         path = Path(_unquoted(file)).expanduser()
         if self._turns():
-            self._talk.say(Text("A conversation is about one clip, so a new one begins.", "dim"))
-        self._look(replace(self._view, file=str(path), sampling=self._whole), ())
+            self._talk.say(Text("A new conversation begins. To go on with one, bring a clip in by /add.", "dim"))
+        self._look([self._another(path)], afresh=True)
         self._note(f"# {path.name}")
+
+    def add(self, file: str) -> None:
+        """Bring another clip into the conversation."""
+        if not file:
+            raise UsageError("/add needs a file.", "As in: /add clip.mp4")
+        self._talking()
+        path = Path(_unquoted(file)).expanduser()
+        self._look([*self._views, self._another(path)])
+        self._note(f"*(and {path.name})*")
 
     def at(self, what: str) -> None:
         """Look at a part of the clip, or at all of it again."""
         if not self._view.file:
             raise UsageError(_EMPTY, "As in: /open clip.mp4")
         sampling = _part(self._whole, what.split()) if what else self._whole
-        self._look(replace(self._view, sampling=sampling), self._turns())
+        self._look([*self._views[:-1], replace(self._view, sampling=sampling)])
         self._note(f"*(looking at {what or 'the whole clip'})*")
 
     def method(self, what: str) -> None:
@@ -114,7 +123,8 @@ class Room:
             self._show({"method": methods.name_of(self._view.method)} | asdict(self._view.method))  # type: ignore[call-overload]
             return
         name, *pairs = what.split()
-        self._look(replace(self._view, method=methods.get(name, **split_pairs("/method", pairs))), self._turns())
+        method = methods.get(name, **split_pairs("/method", pairs))
+        self._look([replace(view, method=method) for view in self._views])
         self._note(f"*(method {what})*")
 
     def set(self, what: str) -> None:
@@ -130,14 +140,16 @@ class Room:
         frames = numbers.pop("num_frames", None)
         generation = pipeline.check_generation(replace(self._generation, **numbers))  # type: ignore[arg-type]
         whole, now = (_counted(sampling, frames) for sampling in (self._whole, self._view.sampling))
-        view = replace(self._view, sampling=now, method=methods.change(self._view.method, **pairs))
-        if view != self._view:
-            self._look(view, self._turns())
+        method = methods.change(self._view.method, **pairs)
+        views = [replace(view, method=method) for view in self._views]
+        views[-1] = replace(views[-1], sampling=now)
+        if views != self._views:
+            self._look(views)
         self._generation, self._whole = generation, whole
         self._note(f"*(set {what})*")
 
     def forget(self, _: str) -> None:
-        """Begin a new conversation about the same clip."""
+        """Begin a new conversation about the same clips."""
         self._talking().forget()
         self._answers.clear()
         self._note("---")
@@ -159,6 +171,11 @@ class Room:
             raise UsageError("/report needs a file.", "As in: /report out.html")
         file = Path(_unquoted(what)).expanduser()
         check_place(file)
+        if clips := self._answered()[-1].earlier:
+            raise UsageError(
+                f"A page shows one clip, but the answers are about {len(clips) + 1}.",
+                "Look at one by /open and ask again, or see /stats.",
+            )
         options, timeout = PictureOptions(report=file), self._setup.video.decode_timeout
         pictures.write(options, self._view.file, timeout, self._answered(), [], None, self._talk)
 
@@ -196,53 +213,73 @@ class Room:
         self._answers.append(answer)
         self._warn(answer.warnings)
 
-    def _look(self, view: View, turns: Sequence[Turn]) -> None:
-        """Look at a clip, or at the same one otherwise, and go on talking after `turns`; without a clip, remember how.
+    @property
+    def _view(self) -> View:
+        """The clip that came last, and how it is looked at."""
+        return self._views[-1]
 
-        What was kept of the view before is given up where this succeeds.
+    def _another(self, path: Path) -> View:
+        return replace(self._view, file=str(path), sampling=self._whole)
+
+    def _look(self, views: Sequence[View], *, afresh: bool = False) -> None:
+        """Look at clips, and go on talking about them unless `afresh`; without a clip, remember how.
+
+        What was kept and does not serve for these views is given up where this succeeds.
         """
         from holitom_cli.conversation import Conversation
 
-        if view.file:
-            watched = self._watch(view)
-            self._conversation = Conversation(self._model, watched, turns)
-            self._frames = watched.frames
-            tokens = f"{count(len(watched.visual))} of {counted(watched.visual.source.numel(), 'visual token')}"
-            seen = f"{visible(Path(view.file).name)}: {counted(len(watched.frames), 'frame')}, {tokens}"
-            self._talk.say(Text(seen, "dim"))
-            self._warn(watched.frames.warnings)
+        if views[0].file:
+            talking = None if afresh else self._conversation
+            before = zip(self._views, talking.clips, strict=True) if talking else ()
+            seen: list[Watched] = []
+            for view, known in zip(views, [*before, None], strict=False):
+                seen.append(known[1] if known and known[0] == view else self._watch(view, known, seen))
+            self._conversation = talking.seen_as(seen) if talking else Conversation(self._model, seen[0])
+            if len(seen) > 1:
+                self._say_seen(f"{len(seen)} clips", seen)
             self._answers.clear()
+            self._subtitled = self._subtitled or views[0].file
         else:
-            view.method.reductions(self._model.checkpoint.depth)
-        self._view = view
+            views[0].method.reductions(self._model.checkpoint.depth)
+        self._views = list(views)
 
-    def _watch(self, view: View) -> Watched:
-        """What is seen, from the cache, from the frames that are there, or from the file."""
+    def _watch(self, view: View, known: tuple[View, Watched] | None, others: Sequence[Watched]) -> Watched:
+        """What is seen besides `others`: from the cache, from the frames that are known, or from the file."""
         from holitom_cli import pipeline
         from holitom_cli.clock import Clock
         from holitom_cli.video import most_frames, probe
 
         setup, checkpoint = self._setup, self._model.checkpoint
         info = probe(view.file, timeout_seconds=setup.video.decode_timeout)
-        lines = session.subtitle_lines(view.file, setup.told.subtitles, setup.video)
+        source = setup.told.subtitles
+        if source != "auto" and self._subtitled not in ("", view.file):  # they are another clip's
+            source = None
+        lines = session.subtitle_lines(view.file, source, setup.video)
         view.method.reductions(checkpoint.depth)
-        pipeline.check_room(checkpoint, view.method, most_frames(view.sampling, info))
+        places = pipeline.visual_places([clip.visual for clip in others])
+        pipeline.check_room(checkpoint, view.method, most_frames(view.sampling, info), places)
         shelf = session.shelf(setup.kept, view.file, setup.model, checkpoint, view.method, view.sampling)
-        if known := shelf.find() if shelf else None:
-            watched = Watched(*known, view.method, Clock(self._model.device))
+        if found := shelf.find() if shelf else None:
+            watched = Watched(*found, view.method, Clock(self._model.device))
         else:
-            watched = session.watch(self._model, self._read(view), view.method, self._talk)
+            watched = session.watch(self._model, self._read(view, known), view.method, self._talk)
             if shelf:
                 shelf.keep(watched, self._talk)
+        self._say_seen(Path(view.file).name, [watched])
+        self._warn(watched.frames.warnings)
         return session.tell(watched, lines, setup.told)
 
-    def _read(self, view: View) -> Frames:
+    def _say_seen(self, what: str, clips: Sequence[Watched]) -> None:
+        frames, left = (sum(map(len, parts)) for parts in zip(*((c.frames, c.visual) for c in clips), strict=True))
+        tokens = counted(sum(clip.visual.source.numel() for clip in clips), "visual token")
+        self._talk.say(Text(f"{visible(what)}: {counted(frames, 'frame')}, {count(left)} of {tokens}", "dim"))
+
+    def _read(self, view: View, known: tuple[View, Watched] | None) -> Frames:
         """Frames that are here already, or else the file's."""
         from holitom_cli import pipeline
 
-        known = replace(self._view, method=view.method) == view
-        if known and self._frames and not self._frames.cached:
-            return self._frames
+        if known and replace(known[0], method=view.method) == view and not known[1].frames.cached:
+            return known[1].frames
         with self._talk.counting("Reading frames") as show:
             return pipeline.read(
                 self._model.checkpoint,
@@ -293,13 +330,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "/open": Command(Room.open, "FILE", "look at another clip; a conversation is about one, so a new one begins"),
-    "/at": Command(Room.at, "[1:20-1:45 [FRAMES]]", "look closer at a part, with all frames there; alone: all of it"),
-    "/method": Command(Room.method, "[NAME [KEY=VALUE ...]]", "compress in another way; alone: say how"),
-    "/set": Command(
-        Room.set, "[KEY=VALUE ...]", "settings of method and answers, num_frames; alone: say what they are"
+    "/open": Command(Room.open, "FILE", "look at a clip alone, in a new conversation"),
+    "/add": Command(Room.add, "FILE", "bring another clip into the conversation; it comes with the next question"),
+    "/at": Command(
+        Room.at,
+        "[1:20-1:45 [FRAMES]]",
+        "look closer at a part of the last clip, with all frames there; alone: all of it",
     ),
-    "/new": Command(Room.forget, "", "forget the turns so far, but not the clip"),
+    "/method": Command(Room.method, "[NAME [KEY=VALUE ...]]", "compress every clip in another way; alone: say how"),
+    "/set": Command(
+        Room.set,
+        "[KEY=VALUE ...]",
+        "settings of method and answers, num_frames of the last clip and of others to come; alone: say what they are",
+    ),
+    "/new": Command(Room.forget, "", "forget the turns so far, but not the clips"),
     "/stats": Command(Room.stats, "", "what was kept and how long it took, of the last answer"),
     "/report": Command(Room.report, "FILE", "a page of the answers about what is seen now"),
     "/save": Command(Room.save, "[FILE]", f"everything that was said, as Markdown; alone: {_TRANSCRIPT}"),

@@ -13,6 +13,7 @@ from holitom_cli.model.cache import StaticCache
 from holitom_cli.model.layers import decoder_layer
 from holitom_cli.types import Reduction
 
+_AT_ONCE = 512  # new tokens; with as many again that a clip brings, scores and masks would fill the memory
 _BLOCK = 512  # buffers grow by as many tokens, so that few questions make them grow
 
 
@@ -43,7 +44,13 @@ class Kept:
         return sum(tensor.nbytes for tensor in (*buffers, self._embeds, self._leaving, self._entering))
 
     def read(
-        self, language_model: Any, embeds: Tensor, rope: tuple[Tensor, Tensor], span: range, cache: StaticCache
+        self,
+        language_model: Any,
+        embeds: Tensor,
+        rope: tuple[Tensor, Tensor],
+        span: range,
+        cache: StaticCache,
+        least: int,
     ) -> tuple[Tensor, Tensor]:
         """Run what is new of a prompt through the kept layers.
 
@@ -51,44 +58,60 @@ class Kept:
             language_model: a Qwen2 decoder.
             embeds: (1, L, D) the whole prompt.
             rope: cosines and sines (1, L, d).
-            span: the visual part.
+            span: the visual part, up to the last clip's end.
             cache: of all layers, empty; those that are kept get their keys and values, with its room behind them.
+            least: where the first clip ends; to know less than that is as good as nothing.
 
         Returns:
             The states that enter the first layer that is not kept (1, L, D), and of the layer before those behind the
             visual part, (1, L - span.stop, D) if a reduction looks back at them, else none.
         """
         length = embeds.shape[1]
-        start = self._common(embeds, span)
-        self._forget(start, length, cache.room)
-        new, entering, mask = embeds[:, start:], embeds[:, start:], None
-        turned = (rope[0][:, start:], rope[1][:, start:])
-        for index, layer in enumerate(language_model.layers[: self.split]):
-            entering = new
-            if not start:
-                mask = causal_mask(language_model.config, entering)
-            elif mask is None or mask.device != self._cache.lengths[index].device:
-                mask = self._cache.mask(index, entering.dtype, entering.shape[1])
-            new = decoder_layer(layer, entering, turned, mask, self._cache)
-        self._remember(start, embeds, span, new, entering)
+        start = self._common(embeds, span, least)
+        self._forget(start, length, cache.room, span)
+        parts = []
+        for at in range(start, length, _AT_ONCE if start else length):
+            if at > start:
+                self._cache.advance(_AT_ONCE)
+            new = slice(at, at + _AT_ONCE if start else length)
+            parts.append(self._run(language_model, embeds[:, new], (rope[0][:, new], rope[1][:, new]), start > 0))
+        leaving, entering = parts[0] if len(parts) == 1 else (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        self._remember(start, embeds, span, leaving, entering)
         self._lend(cache, length)
         return self._leaving, self._entering
 
-    def _common(self, embeds: Tensor, span: range) -> int:
-        """Tokens that are known already; the last one is run in any case, and the video is known whole or not."""
+    def _run(
+        self, language_model: Any, states: Tensor, rope: tuple[Tensor, Tensor], appended: bool
+    ) -> tuple[Tensor, Tensor]:
+        """States (1, s, D) that leave the kept layers, and those that enter the last of them."""
+        entering, mask = states, None
+        for index, layer in enumerate(language_model.layers[: self.split]):
+            entering = states
+            if not appended:
+                mask = causal_mask(language_model.config, entering)
+            elif mask is None or mask.device != self._cache.lengths[index].device:
+                mask = self._cache.mask(index, entering.dtype, entering.shape[1])
+            states = decoder_layer(layer, entering, rope, mask, self._cache)
+        return states, entering
+
+    def _common(self, embeds: Tensor, span: range, least: int) -> int:
+        """Tokens that are known already; the last one is run in any case, and the first clip is known whole or not."""
         most = min(embeds.shape[1] - 1, self._embeds.shape[1])
-        if most <= span.stop or span != self._span:
+        if most <= least:
             return 0
         differs = (embeds[0, :most] != self._embeds[0, :most]).any(-1)
         same = int(torch.cat((differs, differs.new_ones(1))).to(torch.uint8).argmax())
-        return same if same > span.stop else 0
+        if span.stop < self._span.stop:  # what enters the last layer is known of tokens behind the former span alone
+            same = min(same, span.stop)
+        return same if same > least else 0
 
-    def _forget(self, start: int, length: int, room: int) -> None:
+    def _forget(self, start: int, length: int, room: int, span: range) -> None:
         """Leave what the prompts share, and make room for a prompt of so many tokens and its answer."""
         self.reused = start
         known, self._leaving = self._embeds[:, :start], self._leaving[:, :start]
-        self._entering = self._entering[:, : max(0, start - self._span.stop)]
-        self._embeds = known[:, :0]  # should this be interrupted, nothing is known
+        begin = self._span.stop
+        self._entering = self._entering[:, max(0, span.stop - begin) : max(0, start - begin)]
+        self._embeds, self._span = known[:, :0], span  # should this be interrupted, nothing is known
         slots = length + room
         whole_blocks = -(-slots // _BLOCK) * _BLOCK
         if not start:  # buffers are made where the prompt is stored

@@ -39,6 +39,20 @@ class Chat:
         """Token ids before and after the video of a prompt that asks `question`, after `turns` of a conversation.
 
         Raises:
+            HolitomError: as `encode_around`.
+        """
+        before, after = self.encode_around((0,), question, turns)
+        return before, after
+
+    def encode_around(self, clips: Sequence[int], question: str, turns: Sequence[Turn]) -> list[list[int]]:
+        """Token ids before, between and after the clips of such a prompt.
+
+        Args:
+            clips: in which user turn each stands, ascending; 0 is the first.
+            question: the last user turn.
+            turns: those before it.
+
+        Raises:
             UsageError: an empty question, or a text that contains one of the tokenizer's special tokens.
             ModelError: a template that fails or has no place for a video.
         """
@@ -47,14 +61,16 @@ class Chat:
         self.check_plain(question, "question")
         for text in (text for turn in turns for text in turn):
             self.check_plain(text, "conversation")
-        ids = self.tokenizer.encode(self._prompt(question, turns))
-        if ids.count(self.video_token_id) != 1:
+        ids = self.tokenizer.encode(self._prompt(question, turns, clips))
+        places = [place for place, token in enumerate(ids) if token == self.video_token_id]
+        if len(places) != len(clips):
+            wanted = "one" if len(clips) == 1 else str(len(clips))
             raise ModelError(
-                f"The checkpoint's chat template puts {ids.count(self.video_token_id)} videos into a prompt, not one.",
+                f"The checkpoint's chat template puts {len(places)} videos into a prompt, not {wanted}.",
                 "Use the chat template of the published checkpoint.",
             )
-        at = ids.index(self.video_token_id)
-        return ids[:at], ids[at + 1 :]
+        starts, stops = [0, *(place + 1 for place in places)], [*places, len(ids)]
+        return [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
     def check_plain(self, text: str, what: str) -> None:
         """Refuse text that the tokenizer would not take as text.
@@ -93,7 +109,7 @@ class Chat:
         pieces = DecodeStream(skip_special_tokens=True)
         return lambda token: pieces.step(self.tokenizer.backend, token) or ""
 
-    def _prompt(self, question: str, turns: Sequence[Turn]) -> str:
+    def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int]) -> str:
         from jinja2 import TemplateError
 
         texts = [*(text for turn in turns for text in turn), question]
@@ -101,7 +117,8 @@ class Chat:
             {"role": "assistant" if place % 2 else "user", "content": [{"type": "text", "text": text}]}
             for place, text in enumerate(texts)
         ]
-        messages[0]["content"].insert(0, {"type": "video"})
+        for clip in clips:
+            messages[2 * clip]["content"].insert(0, {"type": "video"})
         try:
             return self.tokenizer.render(self.template, messages)
         except (TemplateError, TypeError, ValueError) as error:  # text-only templates add strings to a list
@@ -129,10 +146,22 @@ def read_chat(directory: Path, config: Config) -> Chat:
 
 def prompt_embeds(model: Model, before: list[int], visual: VisualTokens, after: list[int]) -> tuple[Tensor, range]:
     """The prompt (L, D): text, visual tokens, one newline token, text; and the span of the visual part."""
+    embeds, (span,) = embeds_around([visual], model, [before, after])
+    return embeds, span
+
+
+def embeds_around(
+    clips: Sequence[VisualTokens], model: Model, texts: Sequence[list[int]]
+) -> tuple[Tensor, list[range]]:
+    """The same of several clips, each with a newline token, between one text more; and the span of each clip."""
     import torch
 
-    parts = (model.embed(torch.tensor(before)), visual.embeds, model.newline[None], model.embed(torch.tensor(after)))
-    return torch.cat(parts), range(len(before), len(before) + len(visual) + 1)
+    parts, spans, length = [model.embed(torch.tensor(texts[0]))], [], len(texts[0])
+    for visual, text in zip(clips, texts[1:], strict=True):
+        parts += (visual.embeds, model.newline[None], model.embed(torch.tensor(text)))
+        spans.append(range(length, length + len(visual) + 1))
+        length = spans[-1].stop + len(text)
+    return torch.cat(parts), spans
 
 
 def _template(directory: Path, tokenizers: Any) -> str:

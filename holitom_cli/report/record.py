@@ -153,7 +153,7 @@ def _tokens(tokens: TokenCounts) -> dict[str, Any]:
         "visual": tokens.visual,
         "retained_ratio": tokens.retained,
         **({"cached_by_layer": list(tokens.cached)} if tokens.cached else {}),
-        "newline": 1,
+        "newline": tokens.newlines,
         "text": tokens.text,
         "prompt": tokens.prompt,
         "inside": [{"layer": layer, "tokens_with_newline": left} for layer, left in tokens.inside],

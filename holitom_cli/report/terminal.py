@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from holitom_cli.errors import HolitomError
-    from holitom_cli.types import AnswerRecord, Choice, Frames, ModelInfo, Segment, TokenCounts
+    from holitom_cli.types import AnswerRecord, Choice, Frames, ModelInfo, Segment, Shown, TokenCounts
 
 _KINDS = {
     "demo": "bundled with holitom",
@@ -34,9 +34,9 @@ STAGE_LABELS = {"decode": "decode video"}  # the language model decodes too
 
 
 def report(answers: Sequence[AnswerRecord], baseline: Sequence[AnswerRecord] = ()) -> RenderableType:
-    """Return the report on one or several questions about one clip.
+    """Return the report on one or several questions about the same clip or clips.
 
-    `answers` share the clip, the checkpoint and the method: what is the same for all is shown once.
+    `answers` share the clips, the checkpoint and the method: what is the same for all is shown once.
     `baseline` holds the same questions, in order, answered with every token kept; ValueError where it
     is shorter or longer.
     """
@@ -44,7 +44,7 @@ def report(answers: Sequence[AnswerRecord], baseline: Sequence[AnswerRecord] = (
     shared = shared_stages(answers)
     common = [render for same, render in _PARTS if len({same(answer) for answer in answers}) == 1]
     own = [render for same, render in _PARTS if len({same(answer) for answer in answers}) > 1]
-    parts: list[RenderableType] = [_header(answers[0]), *_warnings([*answers, *baseline])]
+    parts: list[RenderableType] = [*_earlier(answers[0]), _header(answers[0]), *_warnings([*answers, *baseline])]
     parts += [render(answers[0]) for render in common]
     if shared:
         parts.append(_section("Time for the clip", _waterfall(shared)))
@@ -149,6 +149,15 @@ def title(frames: Frames) -> str:
     return PurePath(frames.video.path).name if frames.video else "frames from memory"
 
 
+def _earlier(answer: AnswerRecord) -> list[RenderableType]:
+    """What is told of each clip before the last of several."""
+    return [_section(title(clip.frames), _facts(_clip_rows(clip.frames))) for clip in answer.earlier]
+
+
+def _clip_rows(frames: Frames) -> list[tuple[str, str | Text]]:
+    return [*_video(frames), ("frames", _sampling(frames)), ("decoder", _decoder(frames))]
+
+
 def _header(answer: AnswerRecord) -> RenderableType:
     return _section(title(answer.frames), _facts(header_rows(answer)))
 
@@ -157,9 +166,7 @@ def header_rows(answer: AnswerRecord) -> list[tuple[str, str | Text]]:
     """Which file, frames, decoder, checkpoint and method, as labels and values."""
     settings = ", ".join(f"{name} {value}" for name, value in answer.method_settings.items())
     return [
-        *_video(answer.frames),
-        ("frames", _sampling(answer.frames)),
-        ("decoder", _decoder(answer.frames)),
+        *_clip_rows(answer.frames),
         *model_rows(answer.model),
         ("method", f"{answer.method} ({settings})" if settings else answer.method),
         *([("served by", f"the running server, process {answer.served_by['pid']}")] if answer.served_by else []),
@@ -241,11 +248,12 @@ def _funnel(answer: AnswerRecord) -> RenderableType:
     for label, left in funnel_rows(tokens):
         share = left / tokens.original
         chart.add_row(Text(text.visible(label)), text.count(left), text.percent(share), Bar(1, 0, share, color="cyan"))
-    newline = Text("+1 newline token" + (", counted in the inside rows" if tokens.inside else ""), "dim")
+    newline = f"+{text.counted(tokens.newlines, 'newline token')}"
+    newline += ", counted in the inside rows" if tokens.inside else ""
     return _section(
         "Visual tokens",
         Constrain(chart, _CHART_COLUMNS),
-        newline,
+        Text(newline, "dim"),
         note=f"{answer.method} keeps {text.percent(tokens.retained)}",
     )
 
@@ -261,13 +269,20 @@ def funnel_rows(tokens: TokenCounts) -> list[tuple[str, int]]:
 
 
 def _segments(answer: AnswerRecord) -> RenderableType:
-    counts = sorted(segment.tokens for segment in answer.segments)
+    if not answer.earlier:
+        return _strip("Segments", answer.segments)
+    clips: list[Shown | AnswerRecord] = [*answer.earlier, answer]
+    return Group(*(_strip(f"Segments of {title(clip.frames)}", clip.segments) for clip in clips))
+
+
+def _strip(heading: str, segments: Sequence[Segment]) -> RenderableType:
+    counts = sorted(segment.tokens for segment in segments)
     if not counts:
         return Group()
     least, most = text.count(counts[0]), text.counted(counts[-1], "token")
     each = " each" if len(counts) > 1 else ""
     note = f"{text.count(len(counts))}, {most if counts[0] == counts[-1] else f'{least} to {most}'}{each}"
-    return _section("Segments", Constrain(Strip(answer.segments), _CHART_COLUMNS), note=note)
+    return _section(heading, Constrain(Strip(segments), _CHART_COLUMNS), note=note)
 
 
 # What is shown once where it is the same for every question, and with each question where not.
@@ -292,7 +307,8 @@ def shared_stages(answers: Sequence[AnswerRecord]) -> dict[str, float]:
 def _question(answer: AnswerRecord, number: int, total: int) -> RenderableType:
     tokens = answer.tokens
     visual, written = text.count(tokens.visual), text.count(tokens.text)
-    prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + 1 newline + {written} text"
+    newlines = text.counted(tokens.newlines, "newline")
+    prompt = f"{text.counted(tokens.prompt, 'token')} = {visual} visual + {newlines} + {written} text"
     told = [("told", answer.context)] if answer.context else []
     facts = _facts([*told, ("asked", answer.question), ("prompt", prompt), ("answer", ending(answer))])
     title = f"Question {number} of {total}" if total > 1 else "Question"

@@ -22,6 +22,10 @@ from holitom_cli.cli.chat import _history
 from holitom_cli.cli.console import Talk
 from holitom_cli.cli.guard import signals_are_lent
 from holitom_cli.cli.room import COMMANDS
+from holitom_cli.model.loading import load_model
+from holitom_cli.model.prompt import Turn
+from holitom_cli.pipeline import ask, watch
+from holitom_cli.types import Added, Answer, Sampling
 from tests.make_random_checkpoint import RANDOM
 from tests.make_readme import _console, _prepare
 from tests.program import FAST, PROGRAM, ROOT, Invoke, check_prose, environment
@@ -102,7 +106,122 @@ def test_a_clip_may_come_later_and_another_one_after_it(invoke: Invoke, demo_cli
     assert code == 3
     assert answers == [asked(invoke, clip, FIRST, "--method", "full") for clip in (demo_clip, shapes)]
     assert "error: No clip is open yet. hint: As in: /open clip.mp4" in said
-    assert "A conversation is about one clip, so a new one begins." in said
+    assert "A new conversation begins. To go on with one, bring a clip in by /add." in said
+
+
+@pytest.fixture(scope="module")
+def other_clip() -> Path:
+    return ROOT / "holitom_cli" / "assets" / "demo" / "shapes.mp4"
+
+
+def in_python(clips: list[tuple[Path, int, Sampling]], *questions: tuple[str, str]) -> list[Answer]:
+    """Answers to questions, each with a method, about clips, each with its turn and what of it is seen."""
+    model = load_model(RANDOM, device="cpu")
+    answers: list[Answer] = []
+    for number, (question, method) in enumerate(questions):
+        turns = [Turn(answer.question, answer.text) for answer in answers]
+        there = [
+            Added(watch(model, file, sampling=way, method=method), turn) for file, turn, way in clips if turn <= number
+        ]
+        answers.append(ask(model, there[0].watched, question, max_new_tokens=5, turns=turns, added=there[1:]))
+    return answers
+
+
+WHOLE = Sampling(num_frames=4)
+
+
+def test_a_clip_is_brought_into_the_conversation(invoke: Invoke, demo_clip: Path, other_clip: Path) -> None:
+    questions = (FIRST, NEXT, "Which of them has more colours?")
+    lines = [questions[0], f"/add '{other_clip}'", *questions[1:], "/stats", "/new", FIRST]
+    answers, said, code = chat(invoke, demo_clip, *lines)
+    assert code == 0
+    expected = in_python([(demo_clip, 0, WHOLE), (other_clip, 1, WHOLE)], *((text, "holitom") for text in questions))
+    both = in_python([(demo_clip, 0, WHOLE), (other_clip, 0, WHOLE)], (FIRST, "holitom"))
+    assert answers[:3] == [answer.text for answer in expected]
+    assert answers[3] == both[0].text  # /new forgets turns, but no clip
+    without, _, _ = chat(invoke, demo_clip, *questions, FIRST)
+    assert without[0] == answers[0]
+    assert without[1:] != answers[1:]  # control
+    one, other = len(expected[1].earlier[0].visual), len(expected[1].visual)
+    assert f"city.mp4: 4 frames, {one} of 784 visual tokens" in said
+    assert f"shapes.mp4: 4 frames, {other} of 784 visual tokens" in said
+    assert f"2 clips: 8 frames, {one + other} of 1,568 visual tokens" in said
+    stats = said[said.index("/stats") :]
+    tokens = expected[2].tokens
+    assert f"{tokens.prompt} tokens = {one + other} visual + 2 newlines + {tokens.text} text" in stats
+    assert "8 frames x 196 patches" in stats
+    assert "+2 newline tokens" in stats
+    assert "Segments of city.mp4" in stats
+    assert "Segments of shapes.mp4" in stats
+    assert stats.count(" decoder ") == 2
+    known = re.search(r"(\d+) of its prompt's (\d+) tokens were known", stats)
+    assert known
+    assert int(known[1]) > expected[1].tokens.prompt - 4
+
+
+# With two clips, what a line changes: how the last one is seen, or the method; and the frames that are told of then.
+CHANGES_OF_TWO = {
+    "/at 1-2": (Sampling(num_frames=4, start_seconds=1, end_seconds=2), "holitom", [("shapes", "4")]),
+    "/set num_frames=6": (Sampling(num_frames=6), "holitom", [("shapes", "6")]),
+    "/method uniform": (WHOLE, "uniform", [("city", "4"), ("shapes", "4")]),
+}
+
+
+@pytest.mark.parametrize("line", CHANGES_OF_TWO)
+def test_what_a_command_changes_of_several_clips(invoke: Invoke, demo_clip: Path, other_clip: Path, line: str) -> None:
+    answers, said, code = chat(invoke, demo_clip, FIRST, f"/add {other_clip}", line, NEXT)
+    part, method, seen = CHANGES_OF_TWO[line]
+    asked_then = in_python([(demo_clip, 0, WHOLE), (other_clip, 1, part)], (FIRST, "holitom"), (NEXT, method))
+    unchanged, _, _ = chat(invoke, demo_clip, FIRST, f"/add {other_clip}", NEXT)
+    assert (answers, code) == ([answer.text for answer in asked_then], 0)
+    assert answers[1] != unchanged[1]  # control
+    assert re.findall(r"(\w+)\.mp4: (\d+) frames", said[said.index(line) :]) == seen
+
+
+def test_what_is_wrong_with_several_clips(invoke: Invoke, demo_clip: Path, other_clip: Path, tmp_path: Path) -> None:
+    _, said, code = chat(invoke, None, f"/add {other_clip}")
+    assert code == 3
+    assert "error: No clip is open yet. hint: As in: /open clip.mp4" in said
+    add = f"/add {other_clip}"
+    lines = (
+        FIRST,
+        "/add",
+        "/add nothing.mp4",
+        "/stats",
+        add,
+        "/stats",
+        NEXT,
+        "/report out.html",
+        f"/open {other_clip}",
+        FIRST,
+    )
+    answers, said, code = chat(invoke, demo_clip, *lines, "/report out.html", "/save")
+    assert code == 3
+    expected = in_python([(demo_clip, 0, WHOLE), (other_clip, 1, WHOLE)], (FIRST, "holitom"), (NEXT, "holitom"))
+    assert answers == [*(answer.text for answer in expected), asked(invoke, other_clip, FIRST)]
+    for sentence in (
+        "error: /add needs a file. hint: As in: /add clip.mp4",
+        "error: Nothing has been answered yet about what is seen now.",  # behind what was added
+        "error: A page shows one clip, but the answers are about 2. hint: Look at one by /open and ask again,",
+    ):
+        assert said.count(sentence) == 1
+    assert said.count("error: ") == 4
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert NEXT not in page
+    transcript = (tmp_path / "chat.md").read_text(encoding="utf-8")
+    assert f"{answers[0]}\n\n*(and shapes.mp4)*\n\n**{NEXT}**" in transcript
+
+
+def test_named_subtitles_are_one_clips(invoke: Invoke, demo_clip: Path, other_clip: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.srt"
+    words.write_text("1\n00:00:00,000 --> 00:00:09,000\nGood evening.\n", encoding="utf-8")
+    given = ("--subtitles", str(words))
+    _, said, _ = chat(invoke, demo_clip, f"/add {other_clip}", FIRST, "/stats", options=given)
+    assert said.count("Good evening.") == 1
+    _, said, _ = chat(invoke, demo_clip, f"/open {other_clip}", FIRST, "/stats", options=given)
+    assert "Good evening." not in said
+    _, said, _ = chat(invoke, None, "/open nothing.mp4", f"/open {other_clip}", FIRST, "/stats", options=given)
+    assert said.count("Good evening.") == 1
 
 
 def test_what_was_seen_before_is_not_read_again(invoke: Invoke, demo_clip: Path) -> None:
@@ -120,6 +239,8 @@ WRONG = {
     "/nope": "There is no command '/nope'.",
     "/open": "/open needs a file.",
     "/open nothing.mp4": "nothing.mp4",
+    "/add": "/add needs a file.",
+    "/add nothing.mp4": "nothing.mp4",
     "/at soon": "/at 'soon' is no part of a clip.",
     "/at 1-2 many": "is no part of a clip",
     "/at 1:2:3:4-5": "/at '1:2:3:4' is no time.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,13 +60,13 @@ class Slow(NamedTuple):
 def recompute(
     model: Any,
     embeds: Tensor,
-    span: range,
+    visual: Sequence[int],
     reductions: Mapping[int, Reduction],
     appended: list[int],
     *,
     renumber: bool = False,
 ) -> Slow:
-    """Prompt and appended tokens in one go: eager attention matrices, no cache.
+    """Prompt, with visual tokens in some places, and appended tokens in one go: eager attention matrices, no cache.
 
     With `renumber` positions close ranks behind a reduction, which is wrong.
     """
@@ -74,21 +74,20 @@ def recompute(
     model.set_attn_implementation("eager")
     hidden = torch.cat((embeds, model.model.embed_tokens(torch.tensor(appended, dtype=torch.int64))))
     positions = list(range(len(hidden)))
-    names, where, inside = list(range(len(span))), list(range(len(span))), []
+    places, names, where, inside = list(visual), list(range(len(visual))), list(range(len(visual))), []
     before = torch.empty(0)
     for index, layer in enumerate(model.model.layers):
         if reduction := reductions.get(index):
             weights = before if reduction.layer == "before" else _layer(model, layer, hidden, positions)[1]
-            view = LayerView(hidden[span.start : span.stop], _seen(weights, reduction, span, len(appended)))
+            view = LayerView(hidden[places], _seen(weights, reduction, places, len(appended)))
             states, into = reduction.apply(view)
-            kept = [row for row in range(len(span)) if into[row] == row]
-            hidden = torch.cat((hidden[: span.start], states, hidden[span.stop :]))
-            left = [span.start + row for row in kept]
-            positions = positions[: span.start] + [positions[row] for row in left] + positions[span.stop :]
-            if renumber:
-                positions = list(range(len(positions)))
+            kept = [row for row in range(len(places)) if into[row] == row]
+            state_of = {places[row]: state for row, state in zip(kept, states, strict=True)}
+            left = [place for place in range(len(hidden)) if place in state_of or place not in places]
+            hidden = torch.stack([state_of.get(place, hidden[place]) for place in left])
+            positions = list(range(len(left))) if renumber else [positions[place] for place in left]
             where = [-1 if name < 0 else _moved(names, into, name) for name in where]
-            names, span = [names[row] for row in kept], range(span.start, span.start + len(kept))
+            names, places = [names[row] for row in kept], [left.index(place) for place in state_of]
             inside.append((index, len(kept)))
         hidden, before = _layer(model, layer, hidden, positions)
     stop = len(hidden) - len(appended)
@@ -101,11 +100,11 @@ def _moved(names: list[int], into: Tensor, name: int) -> int:
     return names[row] if row >= 0 else -1
 
 
-def _seen(weights: Tensor, reduction: Reduction, span: range, appended: int) -> Tensor:
-    """(heads, S, S) -> (Q, span)."""
+def _seen(weights: Tensor, reduction: Reduction, places: list[int], appended: int) -> Tensor:
+    """(heads, S, S) -> (Q, n)."""
     stop = weights.shape[1] - appended
-    first = stop - 1 if reduction.rows == "last" else span.stop
-    part = weights[:, first:stop, span.start : span.stop]
+    first = stop - 1 if reduction.rows == "last" else places[-1] + 1
+    part = weights[:, first:stop, places]
     return part.mean(0) if reduction.heads == "mean" else part.amax(0)
 
 

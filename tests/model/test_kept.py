@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -45,10 +45,16 @@ REUSED = [0, 30, 31, 40, 46, 40, 0]
 
 
 def answered(
-    model: Any, embeds: Tensor, plan: Mapping[int, Reduction], room: int, kept: Kept | None = None
+    model: Any,
+    embeds: Tensor,
+    plan: Mapping[int, Reduction],
+    room: int,
+    kept: Kept | None = None,
+    span: range = SPAN,
+    gaps: Sequence[range] = (),
 ) -> tuple[Prefill, Tensor]:
     """The prefilled prompt, and logits (1 + appended, V); appending tokens leaves them behind what is kept."""
-    state = prefill(model.model, model.lm_head, embeds, SPAN, plan, room=room, kept=kept)
+    state = prefill(model.model, model.lm_head, embeds, span, plan, gaps=gaps, room=room, kept=kept)
     rows, position = [state.logits], state.next_position
     for token in APPENDED:
         rows.append(decode_one_token(model.model, model.lm_head, state.cache, torch.tensor([token]), position))
