@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,8 +262,9 @@ def test_a_new_conversation_has_all_clips_from_its_start(model: Model, logits: l
     assert (logits[-2] - logits[-1]).abs().max() <= LIMIT
 
 
-def test_each_clip_costs_time_once_and_is_told_of_in_its_turn(model: Model) -> None:
-    first, second = (pipeline.tell_times(watch(model, made_frames(seed))) for seed in range(2))
+def test_each_clip_costs_time_once_and_is_told_of_in_its_turn(model: Model, logits: list[Tensor]) -> None:
+    first = pipeline.tell_times(watch(model, made_frames()))
+    second = replace(watch(model, made_frames(1)), context="It was filmed at night.")
     talk = Conversation(model, first)
     talk.ask(QUESTIONS[0], BRIEF)
     talk.add(second)
@@ -274,3 +276,9 @@ def test_each_clip_costs_time_once_and_is_told_of_in_its_turn(model: Model) -> N
     texts = model.chat.encode_around([0, 1], f"{second.context}\n{QUESTIONS[1]}", told)
     assert with_it.tokens.text == sum(map(len, texts))
     assert with_it.context == f"{first.context}\n{second.context}"
+    together = pipeline.ask(model, first, QUESTIONS[0], max_new_tokens=8, added=[Added(second, 0)])
+    one, other = (replace(watched, context="") for watched in (first, second))
+    words = f"{first.context}\n{second.context}\n{QUESTIONS[0]}"
+    spelt = pipeline.ask(model, one, words, max_new_tokens=8, added=[Added(other, 0)])
+    assert together.token_ids == spelt.token_ids
+    assert torch.equal(logits[-2], logits[-1])

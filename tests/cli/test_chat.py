@@ -212,6 +212,23 @@ def test_what_is_wrong_with_several_clips(invoke: Invoke, demo_clip: Path, other
     assert f"{answers[0]}\n\n*(and shapes.mp4)*\n\n**{NEXT}**" in transcript
 
 
+def test_a_clip_for_which_there_is_no_room_is_not_read(
+    invoke: Invoke, demo_clip: Path, other_clip: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(RANDOM, small)
+    config = json.loads((small / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["max_position_embeddings"] = 1200  # for one clip of 784 tokens
+    (small / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    options = ("--model", str(small), "--method", "full", "--no-cache")
+    lines = (f"/open {demo_clip}", f"/add {other_clip}", FIRST, "/set num_frames=1", f"/add {other_clip}", NEXT)
+    answers, said, code = chat(invoke, None, *lines, options=options)
+    assert (len(answers), code) == (2, 3)
+    assert said.count("Reading frames") == 3
+    told = "4 frames need up to 1,634 positions with method full, but the model has 1,200."
+    assert f"error: {told} hint: Use --num-frames 1 or fewer, or keep fewer tokens." in said
+
+
 def test_named_subtitles_are_one_clips(invoke: Invoke, demo_clip: Path, other_clip: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.srt"
     words.write_text("1\n00:00:00,000 --> 00:00:09,000\nGood evening.\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from holitom_cli.model.kept import Kept
 from holitom_cli.model.loading import Model, load_model
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import Turn
-from holitom_cli.types import Added, CacheView, Frames, Generation
+from holitom_cli.types import Added, CacheView, Frames, Generation, LayerView, Reduction
 from tests.make_random_checkpoint import make_checkpoint
 from tests.model.language import DEPTH, random_prompt, recompute, small_qwen2
 from tests.model.test_kept import answered
@@ -118,6 +118,42 @@ def test_what_is_kept_serves_more_clips_and_fewer(plan: str, at_once: int, monke
         assert [keys.shape for keys in state.cache.keys] == [keys.shape for keys in whole.cache.keys]
         reused.append(kept.reused)
     assert reused == [number for _, _, number in told]
+
+
+def test_a_clip_whose_reading_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes next may be without it, or have it after all."""
+    model, long = small_qwen2(), random_prompt(small_qwen2(), 40)
+    one, both = places([range(4, 17)]), places([range(4, 17), range(23, 34)])
+    plan = PLANS["all rows, most of any head"]
+
+    def stop(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    for embeds, clips, reused in ((long[:25], one, 0), (long, both, 20)):
+        kept = Kept(DEPTH, plan)
+        answered(model, long[:20], plan, len(APPENDED), kept, **one)
+        with monkeypatch.context() as patch:
+            patch.setattr("holitom_cli.model.kept.decoder_layer", stop)
+            with pytest.raises(KeyboardInterrupt):
+                answered(model, long, plan, 0, kept, **both)
+        _, logits = answered(model, embeds, plan, len(APPENDED), kept, **clips)
+        assert distance(logits, answered(model, embeds, plan, len(APPENDED), **clips)[1]) < NEAR
+        assert kept.reused == reused
+
+
+def test_a_reduction_is_told_of_visual_rows_alone() -> None:
+    seen: list[LayerView] = []
+
+    def look(view: LayerView) -> tuple[Tensor, Tensor]:
+        seen.append(view)
+        return view.hidden, torch.arange(len(view.hidden))
+
+    model, clips = small_qwen2(), LAYOUTS["two"]
+    reductions = {3: Reduction(look, rows="all")}
+    prefill(model.model, model.lm_head, random_prompt(model, LENGTH), reductions=reductions, **places(clips))
+    (view,) = seen
+    assert view.entered == len(view.hidden) == sum(map(len, clips))
+    assert view.attention.shape == (LENGTH - clips[-1].stop, view.entered)
 
 
 # --- the library's own way ---------------------------------------------------------------------
@@ -221,6 +257,9 @@ def test_the_account_is_of_all_clips(model: Model) -> None:
         kept = part.inner_source[part.inner_source >= 0]
         assert torch.equal(kept, (part.visual.source + offset)[part.inner_source >= 0])  # dropped or where it was
     assert answer.flops.true > max(one.flops.true for one in alone)
+    everything = [pipeline.watch(model, clip(seed), method="full") for seed in (1, 2)]
+    flops = pipeline.ask(model, everything[0], "What?", max_new_tokens=1, added=[Added(everything[1], 0)]).flops
+    assert (flops.paper, flops.true) == (flops.paper_full, flops.true_full)
     assert answer.timings.stages_ms["vision"] == pytest.approx(
         sum(watched.clock.milliseconds()["vision"] for watched in (first, second))
     )
