@@ -360,9 +360,7 @@ def _prompt(
     added: Sequence[Added] = (),
 ) -> tuple[Tensor, list[range]]:
     """The prompt (L, D) and where its clips stand, once it is sure that it and its answer fit."""
-    clips = [Added(watched, 0), *added]
-    if any(clip.watched.method != watched.method for clip in added):
-        raise UsageError("The clips were compressed by different methods.", "Watch all of them with the same one.")
+    clips = _in_order([Added(watched, 0), *added], len(turns))
     # What is said of a clip stands before the question that it came with.
     questions = [*(turn.question for turn in turns), question]
     for clip in reversed([clip for clip in clips if clip.watched.context]):
@@ -376,6 +374,16 @@ def _prompt(
     except UsageError as error:
         raise UsageError(error.message, "Forget the turns so far (in a chat: /new).") if turns else error from None
     return embeds_around(visuals, model, texts)
+
+
+def _in_order(clips: list[Added], turns: int) -> list[Added]:
+    """The clips of a conversation, once it is sure that one prompt can have them."""
+    places = [clip.turn for clip in clips]
+    if places != sorted(places) or places[-1] > turns:
+        raise ValueError(f"clips stand in turns {places}, expected them in order and up to {turns}")
+    if any(clip.watched.method != clips[0].watched.method for clip in clips):
+        raise UsageError("The clips were compressed by different methods.", "Watch all of them with the same one.")
+    return clips
 
 
 def visual_places(clips: Sequence[VisualTokens]) -> int:

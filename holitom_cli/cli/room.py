@@ -234,11 +234,11 @@ class Room:
             seen: list[Watched] = []
             for view, known in zip(views, [*before, None], strict=False):
                 seen.append(known[1] if known and known[0] == view else self._watch(view, known, seen))
-            self._conversation = talking.seen_as(seen) if talking else Conversation(self._model, seen[0])
             if len(seen) > 1:
                 self._say_seen(f"{len(seen)} clips", seen)
             self._answers.clear()
             self._subtitled = self._subtitled or views[0].file
+            self._conversation = talking.seen_as(seen) if talking else Conversation(self._model, seen[0])
         else:
             views[0].method.reductions(self._model.checkpoint.depth)
         self._views = list(views)

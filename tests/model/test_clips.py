@@ -269,6 +269,9 @@ def test_what_cannot_be_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -
     first, second = (pipeline.watch(model, clip(1), method=method) for method in ("full", "uniform"))
     with pytest.raises(UsageError, match="different methods"):
         pipeline.ask(model, first, "What?", added=[Added(second, 0)])
+    for turns in ([1], [1, 0], [-1]):
+        with pytest.raises(ValueError, match="expected them in order"):
+            pipeline.ask(model, first, "What?", turns=TURNS[: len(turns) - 1], added=[Added(first, at) for at in turns])
     twice = [Added(first, 0)]
     needed = pipeline.ask(model, first, "What?", max_new_tokens=1, added=twice).tokens.prompt + pipeline.ANSWER_ROOM
     with monkeypatch.context() as patch:
