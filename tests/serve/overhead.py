@@ -8,6 +8,7 @@ starting Python, finding the server, sending frames and printing. The last line 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", default="640x360", help="of the clips' pictures")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
@@ -38,14 +40,15 @@ def main() -> int:
         rows: dict[str, list[dict[str, float]]] = {"new clip": [], "known clip": [], "without a server": []}
         floors = {"python": [], "holitom --version": []}  # type: dict[str, list[float]]
         wrong = 0
-        with server(home, options.model):
+        asked = functools.partial(run, home, options.model, options.device)
+        with server(home, options.model, device=options.device):
             for number in range(-1, options.rounds):  # the first round is not counted
                 clip = home / f"{number}.mp4"
                 make(clip, frames=60 + number, size=(width, height))
                 said = {
-                    "new clip": run(home, clip, options.model),
-                    "known clip": run(home, clip, options.model),
-                    "without a server": run(home, clip, options.model, "--server", "off", "--no-cache"),
+                    "new clip": asked(clip),
+                    "known clip": asked(clip),
+                    "without a server": asked(clip, "--server", "off", "--no-cache"),
                 }
                 wrong += len({told["answer"] for _, told in said.values()}) > 1
                 wrong += [told["served"] for _, told in said.values()] != [True, True, False]
@@ -62,11 +65,11 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def run(home: Path, clip: Path, model: str, *options: str) -> tuple[dict[str, float], dict[str, Any]]:
+def run(home: Path, model: str, device: str, clip: Path, *options: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Ask once; milliseconds, and what was said by whom."""
     before = time.perf_counter()
     out = start(
-        home, str(PROGRAM), "ask", str(clip), "What happens?", "--model", model, "--device", "cpu", "--json", "--quiet",
+        home, str(PROGRAM), "ask", str(clip), "What happens?", "--model", model, "--device", device, "--json", "--quiet",
         "--num-frames", str(FRAMES), *options,
     )  # fmt: skip
     wall = (time.perf_counter() - before) * 1000

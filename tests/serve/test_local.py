@@ -315,9 +315,11 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def server(home: Path, model: str | Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def server(
+    home: Path, model: str | Path, *options: str, device: str = "cpu"
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """`holitom serve` as a process that is ready, and its socket."""
-    command = [str(PROGRAM), "serve", "--port", "0", "--device", "cpu", "--model", str(model), *options]
+    command = [str(PROGRAM), "serve", "--port", "0", "--device", device, "--model", str(model), *options]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment(home), start_new_session=True
     ) as process:
