@@ -149,6 +149,7 @@ class _Prompt:
     into: Tensor  # (n,) original span row that each original row has gone to, -1 = dropped
     clips: Tensor | None  # original span rows that are visual, ascending; None where all are
     visual: Tensor | None  # of the rows that are left those that are visual, ascending; None where all are
+    entered: int  # how many were visual
     inside: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
@@ -158,27 +159,30 @@ class _Prompt:
         cos, sin = language_model.rotary_emb(hidden, positions)
         starts, stops = [0, *(gap.stop - span.start for gap in gaps)], [*(gap.start - span.start for gap in gaps), None]
         clips = torch.cat([rows[slice(*ends)] for ends in zip(starts, stops, strict=True)]) if gaps else None
-        return cls(hidden, positions, (cos.to(hidden.device), sin.to(hidden.device)), span, rows, rows, clips, clips)
+        entered = len(span) - sum(map(len, gaps))
+        rope = (cos.to(hidden.device), sin.to(hidden.device))
+        return cls(hidden, positions, rope, span, rows, rows, clips, clips, entered)
 
     def reduce(self, layer: int, reduction: Reduction, seen: Tensor) -> None:
         """Put what a reduction keeps of the visual rows in their place; `seen` (Q, m) is attention to the span."""
         states = self.hidden[0, self.span.start : self.span.stop]
-        if self.visual is None or self.clips is None:
-            kept, into = reduction.apply(LayerView(states, seen, len(self.into)))
+        if self.visual is None:
+            kept, into = reduction.apply(LayerView(states, seen, self.entered))
             self._replace(kept, into)
-            self.inside.append((layer, len(kept)))
-            return
-        visual = self.visual.to(states.device)
-        kept, into = reduction.apply(LayerView(states[visual], seen[:, visual], len(self.clips)))
+        else:
+            visual = self.visual.to(states.device)
+            kept, into = reduction.apply(LayerView(states[visual], seen[:, visual], self.entered))
+            self._replace(*self._among_text(states, visual, kept, into))
+        self.inside.append((layer, len(kept)))
+
+    def _among_text(self, states: Tensor, visual: Tensor, kept: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+        """States and `into` of the whole span (m, D) from those of its visual rows; the others stay where they are."""
         here = torch.arange(len(states), device=states.device)
-        # The same for the span: what is not visual stays where it is.
         into = here.index_copy(0, visual, torch.where(into < 0, -1, visual[into.clamp_min(0)]))
         stay = _marked(into == here, len(states) - len(visual) + len(kept))
-        shown = torch.zeros_like(here).index_fill_(0, visual, 1)[stay]
-        visual = _marked(shown, len(kept))
-        self._replace(states[stay].index_copy(0, visual, kept), into)
+        visual = _marked(torch.zeros_like(here).index_fill_(0, visual, 1)[stay], len(kept))
         self.visual = visual.to(self.positions.device)
-        self.inside.append((layer, len(kept)))
+        return states[stay].index_copy(0, visual, kept), into
 
     def _replace(self, states: Tensor, into: Tensor) -> None:
         """Put the kept states (M, D) in the span's place; into (m,) names the kept row that each row went to."""

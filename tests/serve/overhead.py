@@ -69,8 +69,8 @@ def run(home: Path, model: str, device: str, clip: Path, *options: str) -> tuple
     """Ask once; milliseconds, and what was said by whom."""
     before = time.perf_counter()
     out = start(
-        home, str(PROGRAM), "ask", str(clip), "What happens?", "--model", model, "--device", device, "--json", "--quiet",
-        "--num-frames", str(FRAMES), *options,
+        home, str(PROGRAM), "ask", str(clip), "What happens?", "--model", model, "--device", device,
+        "--json", "--quiet", "--num-frames", str(FRAMES), *options,
     )  # fmt: skip
     wall = (time.perf_counter() - before) * 1000
     document = json.loads(out)
