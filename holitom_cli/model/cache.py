@@ -43,9 +43,9 @@ class StaticCache:
         hidden = torch.zeros(*at.shape, len(slots), dtype=dtype, device=at.device)
         return hidden.masked_fill_(slots > at[..., None], -torch.inf)[:, None]
 
-    def advance(self, tokens: int = 1) -> None:
-        """Count the tokens that every layer has just stored."""
-        self._grow(tokens)
+    def advance(self) -> None:
+        """Count the token that every layer has just stored."""
+        self._grow(1)
 
     def rewind(self, tokens: int) -> None:
         """Forget the last `tokens` appended tokens: what is stored behind the lengths is masked and overwritten."""

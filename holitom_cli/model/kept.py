@@ -71,27 +71,26 @@ class Kept:
         self._forget(start, length, cache.room, span)
         parts = []
         for at in range(start, length, _AT_ONCE if start else length):
-            if at > start:
-                self._cache.advance(_AT_ONCE)
-            new = slice(at, at + _AT_ONCE if start else length)
-            parts.append(self._run(language_model, embeds[:, new], (rope[0][:, new], rope[1][:, new]), start > 0))
+            new = slice(at, min(at + _AT_ONCE, length) if start else length)
+            known = self._lend(StaticCache(self.split, 0), at, _whole_blocks(new.stop)) if start else self._cache
+            parts.append(self._run(language_model, embeds[:, new], (rope[0][:, new], rope[1][:, new]), known))
         leaving, entering = parts[0] if len(parts) == 1 else (torch.cat(part, 1) for part in zip(*parts, strict=True))
         self._remember(start, embeds, span, leaving, entering)
-        self._lend(cache, length)
+        self._lend(cache, length, length + cache.room)
         return self._leaving, self._entering
 
     def _run(
-        self, language_model: Any, states: Tensor, rope: tuple[Tensor, Tensor], appended: bool
+        self, language_model: Any, states: Tensor, rope: tuple[Tensor, Tensor], known: StaticCache
     ) -> tuple[Tensor, Tensor]:
-        """States (1, s, D) that leave the kept layers, and those that enter the last of them."""
+        """States (1, s, D) that leave the kept layers, and those that enter the last of them, of what comes next."""
         entering, mask = states, None
         for index, layer in enumerate(language_model.layers[: self.split]):
             entering = states
-            if not appended:
+            if not known.lengths[index].numel():
                 mask = causal_mask(language_model.config, entering)
-            elif mask is None or mask.device != self._cache.lengths[index].device:
-                mask = self._cache.mask(index, entering.dtype, entering.shape[1])
-            states = decoder_layer(layer, entering, rope, mask, self._cache)
+            elif mask is None or mask.device != known.lengths[index].device:
+                mask = known.mask(index, entering.dtype, entering.shape[1])
+            states = decoder_layer(layer, entering, rope, mask, known)
         return states, entering
 
     def _common(self, embeds: Tensor, span: range, least: int) -> int:
@@ -112,19 +111,17 @@ class Kept:
         begin = self._span.stop
         self._entering = self._entering[:, max(0, span.stop - begin) : max(0, start - begin)]
         self._embeds, self._span = known[:, :0], span  # should this be interrupted, nothing is known
-        slots = length + room
-        whole_blocks = -(-slots // _BLOCK) * _BLOCK
+        slots = _whole_blocks(length + room)
         if not start:  # buffers are made where the prompt is stored
-            self._cache = StaticCache(self.split, whole_blocks - length)
+            self._cache = StaticCache(self.split, slots - length)
             return
         for index, keys in enumerate(self._cache.keys):
             if keys.shape[2] < slots:
-                self._cache.room = whole_blocks - start
+                self._cache.room = slots - start
                 self._cache.keep(index, torch.arange(start, device=keys.device))
             else:  # an answer that was no number would stay one behind a mask
                 keys[:, :, start:] = 0
                 self._cache.values[index][:, :, start:] = 0
-                self._cache.lengths[index].fill_(start)
         self._embeds = known
 
     def _remember(self, start: int, embeds: Tensor, span: range, leaving: Tensor, entering: Tensor) -> None:
@@ -134,11 +131,16 @@ class Kept:
             self._entering = torch.cat((self._entering, tail), 1) if start else tail.clone()
         self._span, self._embeds = span, embeds
 
-    def _lend(self, cache: StaticCache, length: int) -> None:
-        """Show a prompt's cache the kept keys and values, as if it had stored them itself."""
+    def _lend(self, cache: StaticCache, length: int, slots: int) -> StaticCache:
+        """Show a cache so many slots, `length` of them filled, as if it had stored keys and values there itself."""
         lengths: dict[torch.device, Tensor] = {}
         for index, keys in enumerate(self._cache.keys):
-            slots = length + cache.room
             cache.keys[index], cache.values[index] = keys[:, :, :slots], self._cache.values[index][:, :, :slots]
             place = keys.device
             cache.lengths[index] = lengths.setdefault(place, torch.full((len(keys),), length, device=place))
+        return cache
+
+
+def _whole_blocks(tokens: int) -> int:
+    """So many slots, rounded up: kernels like widths that are even, too."""
+    return -(-tokens // _BLOCK) * _BLOCK
