@@ -40,7 +40,7 @@ class Question:
     generation: Generation | None = None  # where it is not answered as the others are
     turns: Sequence[Turn] = ()  # what was said about the clip before
     kept: Kept | None = None  # of earlier questions about it
-    on_token: Callable[[int], None] | None = None  # hears of each token of the answer as it is there
+    on_token: Callable[[int], bool] | None = None  # hears of each token as it is there, and says whether it is the last
     waited_seconds: float = 0.0  # that its clip took before
     tried_alone: bool = False  # and the memory was not enough
 
@@ -176,10 +176,9 @@ class Speakers(Generic[Q]):
         if value < 0:
             return Ended(speaking.open, not_a_number())
         speaking.ids.append(value)
-        if speaking.open.on_token:
-            speaking.open.on_token(value)
+        last = speaking.open.on_token is not None and speaking.open.on_token(value)
         most = speaking.begun.generation.max_new_tokens
-        if value not in self._model.chat.end_ids and len(speaking.ids) < most:
+        if not last and value not in self._model.chat.end_ids and len(speaking.ids) < most:
             return None
         spoken = Spoken(tuple(speaking.ids), time.perf_counter() - speaking.first)
         return Ended(speaking.open, pipeline.conclude(self._model, speaking.begun, spoken))

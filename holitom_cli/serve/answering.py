@@ -19,6 +19,7 @@ from holitom_cli.serve.clips import known
 from holitom_cli.serve.engine import Asking, stopped
 from holitom_cli.serve.refusals import Refused, refusal
 from holitom_cli.serve.replies import Reply, event
+from holitom_cli.serve.stops import Stops
 from holitom_cli.types import Answer
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Answering:
                     text=wish.text,
                     turns=wish.turns,
                     generation=wish.generation,
+                    stops=Stops(wish.stops),
                     on_end=place.free,
                 )
                 reply = Reply(model.info.id, wish.include_usage)

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from holitom_cli import pipeline
@@ -16,6 +16,7 @@ from holitom_cli.batch.fetcher import sentence
 from holitom_cli.batch.speakers import Ended, Question, Speakers
 from holitom_cli.errors import DeviceError, HolitomError
 from holitom_cli.serve.clips import Clip, Clips, new_clip
+from holitom_cli.serve.stops import Stops
 from holitom_cli.types import Answer, Generation
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Asking(Question):
     on_end: Callable[[], None]  # called in the loop when the model is done with it, however slowly it is read
     gone: bool = False  # nobody waits for it any more
     reused_tokens: int = 0  # of its prompt, that an earlier one had
+    stops: Stops = field(default_factory=lambda: Stops(()))
     # Without a limit: an answer is a few thousand pieces at most, and so a slow reader holds nobody else up.
     events: asyncio.Queue[str | Answer | HolitomError] = field(default_factory=asyncio.Queue)
     shown: str = ""
@@ -197,10 +199,11 @@ class Engine:
             return
         piece_of = model.chat.pieces()
 
-        def hear(token: int) -> None:
-            if piece := piece_of(token):
+        def hear(token: int) -> bool:
+            if piece := asking.stops.show(piece_of(token)):
                 asking.shown += piece
                 self._events.append((asking, piece))
+            return asking.stops.met
 
         asking.on_token = hear
         asking.kept = asking.clip.kept
@@ -209,6 +212,7 @@ class Engine:
         except Exception as error:
             self._events = [event for event in self._events if event[0] is not asking]  # its first token, perhaps
             asking.shown = ""
+            asking.stops.begin()
             self._after_failure(asking, sentence(error))
             return
         asking.reused_tokens = asking.kept.reused if asking.kept else 0
@@ -244,8 +248,10 @@ class Engine:
 
     def _end(self, ended: Ended[Asking]) -> None:
         asking, outcome = ended.open, ended.outcome
-        if isinstance(outcome, Answer) and (rest := outcome.text.removeprefix(asking.shown)):
-            self._events.append((asking, rest))  # a character that never became whole
+        if isinstance(outcome, Answer) and asking.stops.met:
+            outcome = replace(outcome, text=asking.shown, finish_reason="stop")
+        elif isinstance(outcome, Answer) and (rest := outcome.text.removeprefix(asking.shown)):
+            self._events.append((asking, rest))  # a character that never became whole, or half of a text to stop at
         self._events.append((asking, outcome))
 
     def _deliver(self) -> None:

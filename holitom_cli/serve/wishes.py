@@ -46,12 +46,13 @@ class Wish:
     generation: Generation
     stream: bool
     include_usage: bool
+    stops: tuple[str, ...]  # texts before which the answer ends
 
 
 _OWN = {"method", "settings", "num_frames", "start", "end"}
 _READ = {
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "seed", "holitom",
+    "seed", "stop", "holitom",
 }  # fmt: skip
 # Parameters of OpenAI's that are not implemented, with the value that asks for nothing.
 _NEUTRAL: dict[str, Any] = {
@@ -64,6 +65,7 @@ _NEUTRAL: dict[str, Any] = {
 }
 _MOST_TEMPERATURE = 2.0  # as OpenAI's
 _MOST_SEED = 2**63 - 1
+_MOST_STOPS, _MOST_STOP_LENGTH = 4, 256  # texts, as OpenAI's; characters
 _MOST_TIME = 1e9  # seconds; no clip lasts as long
 
 
@@ -113,6 +115,7 @@ def wish(request: Mapping[str, Any], model: str, defaults: Defaults, ceilings: C
         generation=_generation(given, defaults.generation, ceilings.tokens),
         stream=stream,
         include_usage=_flag(options, "include_usage"),
+        stops=_stops(given.get("stop", [])),
     )
 
 
@@ -229,6 +232,17 @@ def _generation(given: Mapping[str, Any], default: Generation, most: int) -> Gen
         "seed": _number(given, "seed", "seed", 0, _MOST_SEED, whole=True),
     }
     return replace(default, **{name: value for name, value in read.items() if value is not None})
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    """Texts to stop at, from one or a list of them."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or len(texts) > _MOST_STOPS:
+        raise _wrong("stop", f"has to be text, or a list of at most {_MOST_STOPS} texts")
+    for text in texts:
+        if not isinstance(text, str) or not 1 <= len(text) <= _MOST_STOP_LENGTH:
+            raise _wrong("stop", f"has to be made of 1 to {_MOST_STOP_LENGTH} characters")
+    return tuple(texts)
 
 
 # --- types of values -------------------------------------------------------------------------------
