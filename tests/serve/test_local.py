@@ -457,7 +457,7 @@ def test_server_that_ends_lets_short_answers_end(tmp_path: Path, clips: list[Pat
         except BrokenOffError as error:
             heard[tokens] = error
 
-    threads = [threading.Thread(target=work, args=(tokens,)) for tokens in (400, 7000)]
+    threads = [threading.Thread(target=work, args=(tokens,)) for tokens in (150, 7000)]
     ceilings = Ceilings(frames=16, tokens=9000)
     with serving(load_endless, tmp_path, local=folder, name=RANDOM, ceilings=ceilings) as near:
         (door,) = sockets.found(folder)
@@ -466,7 +466,7 @@ def test_server_that_ends_lets_short_answers_end(tmp_path: Path, clips: list[Pat
         wait_until(lambda: near.engine.speaking == 2)
     for thread in threads:
         thread.join(30)
-    assert len(heard[400].token_ids) == 400
+    assert len(heard[150].token_ids) == 150
     assert "shutting down" in heard[7000].message
     assert sockets.found(folder) == []
 

@@ -37,8 +37,10 @@ def _hevc(picture: clips.Picture) -> tuple[bytes, bytes]:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = picture.shape[:2]
         stream.pix_fmt = "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-        container.mux(stream.encode(None))
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        (packet,) = (*stream.encode(frame), *stream.encode(None))
+        packet.pts = packet.dts = 0  # of a single picture x265 says anything, and most of it no file can hold
+        container.mux(packet)
     with av.open(io.BytesIO(file.getvalue()), "r") as container:
         packets = b"".join(bytes(packet) for packet in container.demux(video=0) if packet.size)
         return container.streams.video[0].codec_context.extradata or b"", packets
