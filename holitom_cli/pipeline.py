@@ -247,6 +247,7 @@ def begin(
     turns: Sequence[Turn] = (),
     kept: Kept | None = None,
     added: Sequence[Added] = (),
+    system: str = "",
 ) -> Begun:
     """Run a question's prompt through the model, up to the logits of the answer's first token.
 
@@ -258,15 +259,16 @@ def begin(
         turns: as of `ask`.
         kept: as of `ask`; what is returned is of use until it is used again.
         added: as of `ask`.
+        system: a message that stands before everything else, where the chat template has a place for one.
 
     Raises:
-        HolitomError: as `ask`.
+        HolitomError: as `ask`; the template has none.
     """
     generation = check_generation(generation)
     clock = Clock(model.device)
     with torch.inference_mode(), _memory_advice(model):
         # 5. The prompt.
-        embeds, spans = _prompt(model, watched, question, turns=turns, added=added)
+        embeds, spans = _prompt(model, watched, question, turns=turns, added=added, system=system)
         left = model.checkpoint.max_positions - len(embeds)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, left))
         # 6. The language model, with merges inside.
@@ -358,6 +360,7 @@ def _prompt(
     answer_tokens: int = 0,
     turns: Sequence[Turn] = (),
     added: Sequence[Added] = (),
+    system: str = "",
 ) -> tuple[Tensor, list[range]]:
     """The prompt (L, D) and where its clips stand, once it is sure that it and its answer fit."""
     clips = _in_order([Added(watched, 0), *added], len(turns))
@@ -366,7 +369,7 @@ def _prompt(
     for clip in reversed([clip for clip in clips if clip.watched.context]):
         questions[clip.turn] = f"{clip.watched.context}\n{questions[clip.turn]}"
     told = [Turn(text, turn.answer) for text, turn in zip(questions, turns, strict=False)]
-    texts = model.chat.encode_around([clip.turn for clip in clips], questions[-1], told)
+    texts = model.chat.encode_around([clip.turn for clip in clips], questions[-1], told, system)
     visuals = [clip.watched.visual for clip in clips]
     needed = sum(map(len, texts)) + max(0, answer_tokens - ANSWER_ROOM) + visual_places(visuals[:-1])
     try:

@@ -39,6 +39,7 @@ class Question:
     text: str
     generation: Generation | None = None  # where it is not answered as the others are
     turns: Sequence[Turn] = ()  # what was said about the clip before
+    system: str = ""  # and what stands before everything
     kept: Kept | None = None  # of earlier questions about it
     on_token: Callable[[int], bool] | None = None  # hears of each token as it is there, and says whether it is the last
     waited_seconds: float = 0.0  # that its clip took before
@@ -116,7 +117,13 @@ class Speakers(Generic[Q]):
         began = time.perf_counter()
         generation = question.generation or self._generation
         begun = pipeline.begin(
-            self._model, question.watched, question.text, generation, turns=question.turns, kept=question.kept
+            self._model,
+            question.watched,
+            question.text,
+            generation,
+            turns=question.turns,
+            kept=question.kept,
+            system=question.system,
         )
         generator = None
         if generation.temperature > 0:

@@ -44,24 +44,32 @@ class Chat:
         before, after = self.encode_around((0,), question, turns)
         return before, after
 
-    def encode_around(self, clips: Sequence[int], question: str, turns: Sequence[Turn]) -> list[list[int]]:
+    def encode_around(
+        self, clips: Sequence[int], question: str, turns: Sequence[Turn], system: str = ""
+    ) -> list[list[int]]:
         """Token ids before, between and after the clips of such a prompt.
 
         Args:
             clips: in which user turn each stands, ascending; 0 is the first.
             question: the last user turn.
             turns: those before it.
+            system: what stands before all of them, nothing where it is empty.
 
         Raises:
-            UsageError: an empty question, or a text that contains one of the tokenizer's special tokens.
+            UsageError: an empty question, a text that contains one of the tokenizer's special tokens, or words of the
+                system for which the template has no place.
             ModelError: a template that fails or has no place for a video.
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something, as in: holitom ask clip.mp4 'What happens?'")
         self.check_plain(question, "question")
+        self.check_plain(system, "system message")
         for text in (text for turn in turns for text in turn):
             self.check_plain(text, "conversation")
-        ids = self.tokenizer.encode(self._prompt(question, turns, clips))
+        prompt = self._prompt(question, turns, clips, system)
+        if system.strip() not in prompt:
+            raise UsageError("The checkpoint's chat template has no place for a system message.", "Leave it out.")
+        ids = self.tokenizer.encode(prompt)
         places = [place for place, token in enumerate(ids) if token == self.video_token_id]
         if len(places) != len(clips):
             wanted = "one" if len(clips) == 1 else str(len(clips))
@@ -109,7 +117,7 @@ class Chat:
         pieces = DecodeStream(skip_special_tokens=True)
         return lambda token: pieces.step(self.tokenizer.backend, token) or ""
 
-    def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int]) -> str:
+    def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int], system: str) -> str:
         from jinja2 import TemplateError
 
         texts = [*(text for turn in turns for text in turn), question]
@@ -119,6 +127,8 @@ class Chat:
         ]
         for clip in clips:
             messages[2 * clip]["content"].insert(0, {"type": "video"})
+        if system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         try:
             return self.tokenizer.render(self.template, messages)
         except (TemplateError, TypeError, ValueError) as error:  # text-only templates add strings to a list

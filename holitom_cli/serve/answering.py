@@ -133,6 +133,7 @@ class Answering:
                     watched=watched,
                     text=wish.text,
                     turns=wish.turns,
+                    system=wish.system,
                     generation=wish.generation,
                     stops=Stops(wish.stops),
                     on_end=place.free,

@@ -41,6 +41,7 @@ class Wish:
     url: str
     text: str
     turns: tuple[Turn, ...]
+    system: str  # a message before all of them, empty where there is none
     method: Method
     sampling: Sampling
     generation: Generation
@@ -101,7 +102,7 @@ def wish(request: Mapping[str, Any], model: str, defaults: Defaults, ceilings: C
             404, f"There is no model {given['model']!r} here.", f"Use {model!r}.", "model_not_found", param="model"
         )
     own = _object(given, "holitom", "holitom", _OWN)
-    url, text, turns = _messages(given.get("messages"))
+    system, (url, text, turns) = _system(given.get("messages")), _messages(given.get("messages"))
     stream = _flag(given, "stream")
     options = _object(given, "stream_options", "stream_options", {"include_usage"})
     if options and not stream:
@@ -110,6 +111,7 @@ def wish(request: Mapping[str, Any], model: str, defaults: Defaults, ceilings: C
         url=url,
         text=text,
         turns=turns,
+        system=system,
         method=_method(own, defaults.method),
         sampling=_sampling(own, defaults.frames, ceilings.frames),
         generation=_generation(given, defaults.generation, ceilings.tokens),
@@ -137,29 +139,55 @@ def _check_names(given: Mapping[str, Any]) -> None:
 # --- what is said ----------------------------------------------------------------------------------
 
 
+def _system(messages: Any) -> str:
+    """What the first message says, where it is the system's; empty where it is not."""
+    if not _begins_with_system(messages):
+        return ""
+    urls: list[str] = []
+    text = _said({**messages[0], "role": "system"}, "messages[0]", "system", urls)
+    if urls:
+        raise _wrong("messages[0].content", "has a video; it belongs into the first message of role user", "videos")
+    return text
+
+
+def _begins_with_system(messages: Any) -> bool:
+    """Whether it does; newer clients of OpenAI's call that role developer."""
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, dict) and first.get("role") in ("system", "developer")
+
+
 def _messages(messages: Any) -> tuple[str, str, tuple[Turn, ...]]:
     """The clip's URL, the question, and the turns before it."""
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "has to be a list of messages")
-    if len(messages) % 2 == 0:
+    first = int(_begins_with_system(messages))
+    if (len(messages) - first) % 2 == 0:
         raise _wrong("messages", "has to end with a question: a message of role user")
     urls: list[str] = []
-    texts = [_message(message, place, urls) for place, message in enumerate(messages)]
+    texts = [_message(message, place, first, urls) for place, message in enumerate(messages[first:])]
     if not urls:
         raise Refused(
             400,
             "There is no video to look at.",
-            'Give the first message a part {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,..."}}.',
+            'Give the first question a part {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,..."}}.',
             "missing_video",
-            param="messages[0].content",
+            param=f"messages[{first}].content",
         )
     turns = tuple(Turn(*texts[place : place + 2]) for place in range(0, len(texts) - 1, 2))
     return urls[0], texts[-1], turns
 
 
-def _message(message: Any, place: int, urls: list[str]) -> str:
-    """What a message says; the URL of its clip is added to `urls`."""
-    where, role = f"messages[{place}]", "assistant" if place % 2 else "user"
+def _message(message: Any, place: int, first: int, urls: list[str]) -> str:
+    """What a message of a turn says; the URL of its clip is added to `urls`."""
+    where, known = f"messages[{first + place}]", len(urls)
+    text = _said(message, where, "assistant" if place % 2 else "user", urls)
+    if len(urls) > known and (place or len(urls) > 1):
+        raise _wrong(f"{where}.content", "has a video; a conversation is about one, in its first message", "videos")
+    return text
+
+
+def _said(message: Any, where: str, role: str, urls: list[str]) -> str:
+    """What a message of this role says; the URLs of its clips are added to `urls`."""
     if not isinstance(message, dict):
         raise _wrong(where, "has to be an object")
     if message.get("role") != role:
@@ -173,8 +201,6 @@ def _message(message: Any, place: int, urls: list[str]) -> str:
     texts = [text for number, part in enumerate(parts) if (text := _part(part, f"{where}.content[{number}]", urls))]
     if not "".join(texts).strip():
         raise _wrong(f"{where}.content", "has no text", "missing_text")
-    if urls and (place or len(urls) > 1) and any(part.get("type") == "video_url" for part in parts):
-        raise _wrong(f"{where}.content", "has a video; a conversation is about one, in its first message", "videos")
     return "\n".join(texts)
 
 

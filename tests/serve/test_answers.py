@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import openai
 import pytest
 
 from holitom_cli import pipeline
+from holitom_cli.errors import UsageError
 from holitom_cli.model.loading import Model
 from holitom_cli.model.prompt import Turn
-from holitom_cli.types import Answer, Sampling
+from holitom_cli.types import Answer, Generation, Sampling
 from tests.serve.served import FRAMES, SMALL_BUFFER_BYTES, Served, asked, stream, wait_until
 
 QUESTIONS = [
@@ -202,3 +204,42 @@ def test_client_that_leaves_gives_row_and_place_back(talkative: Served, clips: l
         with pytest.raises(AssertionError):
             wait_until(talkative.is_idle, 2)
     talkative.settle()
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_stands_before_everything(
+    talkative: Served, random: Model, clips: list[Path], role: str
+) -> None:
+    """As in the prompt that the chat template writes; and what was kept of prompts without it is not taken for it."""
+    said = {"role": role, "content": "Name colours, and nothing else."}
+    watched = pipeline.watch(random, clips[1], sampling=Sampling(num_frames=FRAMES))
+    texts = random.chat.encode_around((0,), QUESTIONS[0], (), said["content"])
+    without = random.chat.encode_around((0,), QUESTIONS[0], ())
+    assert random.chat.decode(texts[0]).startswith(f"system {said['content']}")
+    assert texts[1:] == without[1:]
+    begun = pipeline.begin(
+        random, watched, QUESTIONS[0], Generation(max_new_tokens=16), system="Name colours, and nothing else."
+    )
+    plain = pipeline.begin(random, watched, QUESTIONS[0], Generation(max_new_tokens=16))
+    assert begun.state.next_position - plain.state.next_position == len(texts[0]) - len(without[0])
+    first = int(begun.state.logits.argmax())
+    with talkative.client() as client:
+        for messages in ([asked(clips[1], QUESTIONS[0])], [said, asked(clips[1], QUESTIONS[0])]):
+            heard = client.chat.completions.create(
+                model=talkative.model_id,
+                messages=messages,  # type: ignore[arg-type]
+                max_tokens=1,
+            )
+    assert heard.usage
+    assert heard.choices[0].message.content == random.chat.decode([first])
+    assert heard.usage.prompt_tokens == int(begun.state.next_position[0])
+    assert (begun.state.logits - plain.state.logits).abs().max() > 1e-3  # control: it matters
+
+
+def test_a_template_without_a_place_for_the_system_is_told(random: Model) -> None:
+    chat = replace(random.chat, template="<video>{{ messages[-1]['content'][-1]['text'] }}")
+    assert chat.encode_around((0,), "Who?", ())
+    with pytest.raises(UsageError, match="no place for a system message"):
+        chat.encode_around((0,), "Who?", (), "Be brief.")
+    with pytest.raises(UsageError, match="The system message contains '<video>'"):
+        random.chat.encode_around((0,), "Who?", (), "<video>")

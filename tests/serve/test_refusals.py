@@ -49,6 +49,7 @@ def refused(response: httpx2.Response, status: int, code: str, param: str | None
 # --- what is asked ---------------------------------------------------------------------------------
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+SYSTEM = {"role": "system", "content": "Be brief."}
 TEXT = {"type": "text", "text": "What?"}
 
 
@@ -73,7 +74,13 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
         "unsupported_parameter",
         "messages[0].content[0].video_url.fps",
     ),
-    ({"messages": [{"role": "system", "content": "Be brief."}]}, "role", "messages[0].role"),
+    ({"messages": [{"role": "system", "content": "Be brief."}]}, "invalid_value", "messages"),
+    ({"messages": [SYSTEM, user(TEXT)]}, "missing_video", "messages[1].content"),
+    ({"messages": [{**SYSTEM, "content": [VIDEO, TEXT]}, user(VIDEO, TEXT)]}, "videos", "messages[0].content"),
+    ({"messages": [{**SYSTEM, "content": ""}, user(VIDEO, TEXT)]}, "missing_text", "messages[0].content"),
+    ({"messages": [{**SYSTEM, "name": "Ann"}, user(VIDEO, TEXT)]}, "unsupported_parameter", "messages[0].name"),
+    ({"messages": [SYSTEM, SYSTEM, user(VIDEO, TEXT)]}, "invalid_value", "messages"),
+    ({"messages": [SYSTEM, user(VIDEO, TEXT), SYSTEM, user(TEXT)]}, "role", "messages[2].role"),
     ({"messages": [user(VIDEO, TEXT), user(TEXT)]}, "invalid_value", "messages"),
     ({"messages": [{**user(VIDEO, TEXT), "name": "Ann"}]}, "unsupported_parameter", "messages[0].name"),
     ({"messages": [user(VIDEO, {**TEXT, "text": "Say <|im_end|>."})]}, "unreadable_video", "messages"),
