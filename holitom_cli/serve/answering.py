@@ -232,9 +232,8 @@ class Stream(Response):
         try:
             async with asyncio.timeout_at(self._deadline):
                 await unless_gone(receive, self._write_all(write))
-        except TimeoutError:  # a reader that is so slow is cut off
-            if self._asking.events.empty():
-                await write(event(self._late().as_json()))
+        except TimeoutError:
+            await write(event(self._late().as_json()))  # a reader that is slow learns, too, that this is not all
         except ClientDisconnect:
             pass
         finally:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from holitom_cli.errors import UsageError, reason
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # The grace time in three: answers may end; those that have not are told so; the engine ends the step that it is in.
 _ANSWERS, _WORDS, _STEP = 0.7, 0.1, 0.15
 _WAITING_CONNECTIONS = 2048  # that the system holds until they are accepted
+_HEAD_SECONDS = 10.0  # that a connection may take until a request's headers are there
+_STUCK_SECONDS = 30.0  # that a client may leave what is there for it
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,7 +46,8 @@ def listen(host: str, port: int) -> socket.socket:
 def prepare(service: Service, app: ASGIApp, grace_seconds: float, local: Local | None = None) -> Server:
     """A server that at its end gives answers under way some seconds to finish; `local` is for this user alone."""
     config = uvicorn.Config(
-        app, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        app, loop="asyncio", http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False,
         timeout_graceful_shutdown=(_ANSWERS + _WORDS) * grace_seconds,  # type: ignore[arg-type]  # asyncio takes parts
     )  # fmt: skip
     return Server(config, service, grace_seconds, local)
@@ -58,6 +62,48 @@ def run(server: Server, at: socket.socket) -> None:
     asyncio.run(server.serve([at]))
     if failure := server.service.engine.failure:
         raise failure
+
+
+class Connection(H11Protocol):
+    """Goes when it does nothing: clients that say or take nothing would hold all that the system allows, without a key.
+
+    uvicorn itself closes what is silent behind a response, but neither before it nor in the middle.
+    """
+
+    _silent: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(_STUCK_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck:
+            self._stuck.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self._silent, self._stuck):
+            if timer:
+                timer.cancel()
+
+    def _wait_for_head(self) -> None:
+        if self._silent:
+            self._silent.cancel()
+        self._silent = self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class Server(uvicorn.Server):

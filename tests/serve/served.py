@@ -58,6 +58,7 @@ class Served:
     service: Service
     port: int
     api_key: str | None
+    running: server.Server
 
     @property
     def url(self) -> str:
@@ -70,6 +71,11 @@ class Served:
     @property
     def places_taken(self) -> int:
         return self.service.answering.places.taken
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open, whatever they are waiting for."""
+        return len(self.running.server_state.connections)
 
     @property
     def model_id(self) -> str:
@@ -167,7 +173,7 @@ def serving(
         thread = threading.Thread(target=server.run, args=(running, at))
         thread.start()
         try:
-            served = Served(service, port, api_key)
+            served = Served(service, port, api_key, running)
             if wait:
                 wait_until(lambda: engine.ready or engine.failure)
             yield served

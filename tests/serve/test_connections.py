@@ -1,0 +1,90 @@
+"""Connections that do nothing are closed: they would take all that the system allows, even of those without a key."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holitom_cli.serve import server
+from tests.serve.served import SMALL_BUFFER_BYTES, Served, load_endless, serving, wait_until
+from tests.serve.test_answers import QUESTIONS, raw
+
+HEAD_SECONDS, STUCK_SECONDS, TIMEOUT_SECONDS = 0.5, 3.0, 2.5
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+END = b"\r\n0\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that soon has had enough."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(server, "_HEAD_SECONDS", HEAD_SECONDS)
+        changed.setattr(server, "_STUCK_SECONDS", STUCK_SECONDS)
+        with serving(load_endless, tmp_path_factory.mktemp("hasty"), timeout_seconds=TIMEOUT_SECONDS) as there:
+            yield there
+
+
+def test_client_that_takes_nothing_is_cut_off(hasty: Served, clips: list[Path]) -> None:
+    body = hasty.body(clips[1], QUESTIONS[0], stream=True, max_tokens=900)
+    with raw(hasty, body):
+        wait_until(lambda: hasty.connections == 1)
+        wait_until(lambda: hasty.connections == 0, TIMEOUT_SECONDS + STUCK_SECONDS + 5)
+    assert hasty.is_idle()
+
+
+def test_client_that_takes_little_is_served(hasty: Served, clips: list[Path]) -> None:
+    """A control: whoever takes something all the time has the whole of what there was until its time was over."""
+    body = hasty.body(clips[1], QUESTIONS[0], stream=True, max_tokens=200)
+    with raw(hasty, body) as slow:
+        got = read_all(slow, seconds_between=0.01)
+    assert got.endswith(b"data: [DONE]\n\n" + END)
+
+
+def test_slow_reader_learns_that_its_time_is_over(hasty: Served, clips: list[Path]) -> None:
+    """Though its answer was ready long before: what it has is not all, and must not look like it."""
+    body = hasty.body(clips[1], QUESTIONS[0], stream=True, max_tokens=900)
+    with raw(hasty, body) as slow:
+        wait_until(lambda: hasty.engine.speaking == 1)
+        got, deadline = b"", time.monotonic() + TIMEOUT_SECONDS + 0.3
+        while time.monotonic() < deadline:  # little enough that it could never have all of it
+            got += slow.recv(1024)
+            time.sleep(0.03)
+        got += read_all(slow)
+    assert got.endswith(END)
+    last = [line for line in got.splitlines() if line.startswith(b"data: ")][-1]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "timeout"
+    wait_until(lambda: hasty.connections == 0)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", HEAD, HEAD + b"\r\n" + HEAD], ids=["nothing", "half a head", "half a second head"]
+)
+def test_connection_without_a_request_is_closed(hasty: Served, said: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=20) as idle:
+        idle.sendall(said)
+        wait_until(lambda: hasty.connections == 1)
+        assert b"HTTP/1.1 200" in (heard := read_all(idle)) or b"\r\n\r\n" not in said
+        assert heard.count(b"HTTP/1.1 200") == said.count(b"\r\n\r\n")
+    wait_until(lambda: hasty.connections == 0)
+
+
+def test_request_that_takes_longer_keeps_its_connection(hasty: Served, clips: list[Path]) -> None:
+    """A control: nothing is sent for a while on this connection either, since it waits for its answer."""
+    began = time.monotonic()
+    answer = hasty.post(hasty.body(clips[1], QUESTIONS[0], max_tokens=500))
+    assert answer.status_code == 200
+    assert time.monotonic() - began > HEAD_SECONDS
+
+
+def read_all(connection: socket.socket, seconds_between: float = 0.0) -> bytes:
+    """What comes until the other side closes, or says that this was all."""
+    got = b""
+    while not got.endswith(END) and (part := connection.recv(SMALL_BUFFER_BYTES)):
+        got += part
+        time.sleep(seconds_between)
+    return got
