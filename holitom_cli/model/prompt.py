@@ -66,10 +66,8 @@ class Chat:
         self.check_plain(system, "system message")
         for text in (text for turn in turns for text in turn):
             self.check_plain(text, "conversation")
-        prompt = self._prompt(question, turns, clips, system)
-        if system.strip() not in prompt:
-            raise UsageError("The checkpoint's chat template has no place for a system message.", "Leave it out.")
-        ids = self.tokenizer.encode(prompt)
+        prompt = self._prompt(question, turns, clips)
+        ids = self.tokenizer.encode(self._under(system, prompt, question, turns, clips) if system else prompt)
         places = [place for place, token in enumerate(ids) if token == self.video_token_id]
         if len(places) != len(clips):
             wanted = "one" if len(clips) == 1 else str(len(clips))
@@ -117,7 +115,17 @@ class Chat:
         pieces = DecodeStream(skip_special_tokens=True)
         return lambda token: pieces.step(self.tokenizer.backend, token) or ""
 
-    def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int], system: str) -> str:
+    def _under(self, system: str, prompt: str, question: str, turns: Sequence[Turn], clips: Sequence[int]) -> str:
+        """A prompt under a system message; templates that have no place for one fail, or leave it out."""
+        try:
+            under = self._prompt(question, turns, clips, system)
+        except ModelError:
+            under = prompt
+        if under == prompt:
+            raise UsageError("The checkpoint's chat template has no place for a system message.", "Leave it out.")
+        return under
+
+    def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int], system: str = "") -> str:
         from jinja2 import TemplateError
 
         texts = [*(text for turn in turns for text in turn), question]

@@ -102,7 +102,7 @@ class Connection(H11Protocol):
         self._silent = self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # before the first one
             self.transport.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,8 @@ _NEUTRAL: dict[str, Any] = {
 _MOST_TEMPERATURE = 2.0  # as OpenAI's
 _MOST_SEED = 2**63 - 1
 _MOST_STOPS, _MOST_STOP_LENGTH = 4, 256  # texts, as OpenAI's; characters
+_MOST_LETTERS = 2**18  # of all messages; it takes a third of a second to count their tokens
+_ROLE_LETTERS = 16  # that stand for what the template writes around a message
 _MOST_TIME = 1e9  # seconds; no clip lasts as long
 
 
@@ -103,6 +105,7 @@ def wish(request: Mapping[str, Any], model: str, defaults: Defaults, ceilings: C
         )
     own = _object(given, "holitom", "holitom", _OWN)
     system, (url, text, turns) = _system(given.get("messages")), _messages(given.get("messages"))
+    _check_length([system, text, *(said for turn in turns for said in turn)])
     stream = _flag(given, "stream")
     options = _object(given, "stream_options", "stream_options", {"include_usage"})
     if options and not stream:
@@ -175,6 +178,12 @@ def _messages(messages: Any) -> tuple[str, str, tuple[Turn, ...]]:
         )
     turns = tuple(Turn(*texts[place : place + 2]) for place in range(0, len(texts) - 1, 2))
     return urls[0], texts[-1], turns
+
+
+def _check_length(texts: Sequence[str]) -> None:
+    """Refuse what is longer than models read: the thread that they run in would be busy with its tokens for minutes."""
+    if sum(len(text) + _ROLE_LETTERS for text in texts) > _MOST_LETTERS:
+        raise _wrong("messages", f"have more than {_MOST_LETTERS:,} characters", "too_long")
 
 
 def _message(message: Any, place: int, first: int, urls: list[str]) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 
 from holitom_cli import pipeline
 from holitom_cli.errors import UsageError
+from holitom_cli.model.decode import generate
 from holitom_cli.model.loading import Model
 from holitom_cli.model.prompt import Turn
 from holitom_cli.types import Answer, Generation, Sampling
@@ -236,10 +238,36 @@ def test_a_system_message_stands_before_everything(
     assert (begun.state.logits - plain.state.logits).abs().max() > 1e-3  # control: it matters
 
 
-def test_a_template_without_a_place_for_the_system_is_told(random: Model) -> None:
-    chat = replace(random.chat, template="<video>{{ messages[-1]['content'][-1]['text'] }}")
-    assert chat.encode_around((0,), "Who?", ())
-    with pytest.raises(UsageError, match="no place for a system message"):
-        chat.encode_around((0,), "Who?", (), "Be brief.")
+FAILING = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
+NO_PLACE = {
+    "reads the last message alone": "<video>{{ messages[-1]['content'][-1]['text'] }}",
+    "leaves it out": "<video>{% for m in messages if m.role != 'system' %}{{ m['content'][-1]['text'] }}{% endfor %}",
+    "fails": f"{FAILING}<video>",
+}
+
+
+def test_the_bundled_model_answers_under_a_system_message(served: Served, demo: Model, clips: list[Path]) -> None:
+    """With what the same prompt leads to in the engine's own steps."""
+    watched = pipeline.watch(demo, clips[0], sampling=Sampling(num_frames=FRAMES))
+    begun = pipeline.begin(demo, watched, QUESTIONS[0], Generation(max_new_tokens=16), system="Be brief.")
+    with torch.inference_mode():
+        ids = list(generate(demo.language_model, demo.lm_head, begun.state, begun.generation, demo.chat.end_ids))
+    messages = [{"role": "system", "content": "Be brief."}, asked(clips[0], QUESTIONS[0])]
+    heard = stream(served, messages=messages, stream_options={"include_usage": True})
+    assert heard.text == demo.chat.decode(ids) != ""
+    assert heard.usage
+    assert heard.usage["prompt_tokens"] == int(begun.state.next_position[0])
+    assert heard.usage["prompt_tokens"] > alone(demo, clips[0], QUESTIONS[0]).tokens.prompt  # control
+
+
+@pytest.mark.parametrize("template", NO_PLACE.values(), ids=NO_PLACE)
+def test_a_template_without_a_place_for_the_system_is_told(random: Model, template: str) -> None:
+    """Also where the question has the same words by chance."""
+    chat = replace(random.chat, template=template)
+    assert chat.encode_around((0,), "Who is brief?", ())
+    for said in ("Be brief.", "brief"):
+        with pytest.raises(UsageError, match="no place for a system message"):
+            chat.encode_around((0,), "Who is brief?", (), said)
+    assert random.chat.encode_around((0,), "Who is brief?", (), "brief")  # control
     with pytest.raises(UsageError, match="The system message contains '<video>'"):
         random.chat.encode_around((0,), "Who?", (), "<video>")

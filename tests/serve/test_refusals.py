@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from holitom_cli.serve.gate import is_loopback
 from holitom_cli.serve.refusals import Refused
 from holitom_cli.serve.wishes import Ceilings, parse
 from tests.serve.served import PATIENCE_SECONDS, Served, asked, load, load_endless, serving, wait_until
-from tests.serve.test_answers import QUESTIONS, alone, raw
+from tests.serve.test_answers import FAILING, QUESTIONS, alone, raw
 
 KEY = "a long random key"
 
@@ -169,6 +170,36 @@ def test_clip_that_is_none(served: Served, tmp_path: Path) -> None:
     file.write_bytes(b"no video" * 100)
     said = refused(served.post(served.body(file, "What?")), 400, "unreadable_video", "messages")
     assert said.startswith("The clip is not a video")
+
+
+def test_system_message_without_a_place(tmp_path: Path, clips: list[Path]) -> None:
+    """Where the chat template fails on one."""
+
+    def strict() -> Model:
+        model = load("demo")
+        vars(model.checkpoint)["chat"] = replace(model.chat, template=FAILING + model.chat.template)
+        return model
+
+    with serving(strict, tmp_path) as without:
+        body = without.body(clips[0], QUESTIONS[0])
+        assert without.post(body).status_code == 200  # control
+        said = refused(without.post({**body, "messages": [SYSTEM, *body["messages"]]}), 400, "invalid_value")
+        assert "no place for a system message" in said
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user(VIDEO, {**TEXT, "text": "a" * 300_000})],
+        [user(VIDEO, *[{**TEXT, "text": "a" * 100_000}] * 3)],
+        [{**SYSTEM, "content": "a" * 300_000}, user(VIDEO, TEXT)],
+        [user(VIDEO, TEXT), *[{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}] * 20_000],
+    ],
+    ids=["one text", "three parts", "the system's", "many turns"],
+)
+def test_words_without_end_do_not_reach_the_model(served: Served, messages: list[Any]) -> None:
+    """No model could read them; only to count their tokens would hold everybody up."""
+    refused(served.post({"model": "demo", "messages": messages}), 400, "too_long", "messages")
 
 
 def test_too_large(tmp_path: Path, clips: list[Path]) -> None:
