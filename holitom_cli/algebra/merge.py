@@ -50,19 +50,20 @@ def density_peaks(tokens: Tensor, valid: Tensor, centres: Tensor, neighbours: in
 
     Args:
         tokens: (G, P, D) float32.
-        valid: (G, P) bool, the tokens that take part.
-        centres: (G,) int64, how many centres each group gets, at most its valid tokens.
+        valid: (G, P) bool, the tokens that take part. On the CPU, the choice among a device's tokens is made there.
+        centres: (G,) int64, how many centres each group gets, at most its valid tokens; where `valid` is.
         neighbours: k at the most.
     """
     width = min(neighbours, tokens.shape[1])
     k = centres.clamp(1, width)[:, None]
-    near = (torch.arange(width, device=tokens.device) < k) / k
+    near = (torch.arange(width, device=valid.device) < k) / k
     share = valid / valid.sum(1, keepdim=True).clamp_min(1)
     absent = torch.zeros_like(share).masked_fill_(~valid, torch.inf)
-    squared, scores = _peaks(_products(tokens, share), absent, near)
+    products = _products(tokens, share.to(tokens.device)).to(valid.device)
+    squared, scores = _peaks(products, absent, near)
     centre = top_mask(scores, centres)
     closest = squared.masked_fill(~centre[:, None, :], torch.inf).argmin(2)
-    itself = torch.arange(tokens.shape[1], device=tokens.device).expand_as(closest)
+    itself = torch.arange(tokens.shape[1], device=valid.device).expand_as(closest)
     return Clusters(centre, torch.where(centre, itself, closest))
 
 
@@ -76,7 +77,7 @@ class Wanted(NamedTuple):
     centres: Tensor  # (G,) int64, how many each group gets
     row: Tensor  # (G, K) int64, the row that each centre becomes, R for those that a group does not have
     spare: Tensor  # (G, K) int64, 0 for a centre, P for those that a group does not have
-    base: Tensor  # (G, P) int64, the row of the group's first centre; far below 0 for tokens that take no part
+    base: Tensor  # (G, P) int64, the row of the group's first centre, -1 without one; far below for the absent
     missing: Tensor  # (G, K) float32, 0 for a centre, infinite for those that a group does not have
     share: Tensor  # (G, P) float32, 1 / T for the tokens that take part, 0 for the others
     absent: Tensor  # (G, P) float32, 0 for the tokens that take part, infinite for the others
@@ -85,33 +86,43 @@ class Wanted(NamedTuple):
 
     @classmethod
     def of(
-        cls, valid: BoolArray, centres: IntArray, first_row: IntArray, rows: int, neighbours: int, own_weight: float
+        cls,
+        valid: BoolArray,
+        centres: IntArray,
+        first_row: IntArray,
+        rows: int,
+        neighbours: int,
+        own_weight: float | None = None,
     ) -> Wanted:
         """On the CPU.
 
         Args:
             valid: (G, P), the tokens that take part.
-            centres: (G,), how many each group gets: at least one, and at most its valid tokens.
+            centres: (G,), how many each group gets, at most its valid tokens; those of a group without any go to -1.
             first_row: (G,), the row of the first one; the others follow.
             rows: R.
             neighbours: k at the most.
             own_weight: of a centre against the mean of its cluster's others; one without others stays as it is.
+                Without it a cluster is the mean of them all.
         """
         patches = valid.shape[1]
-        column = np.arange(centres.max(initial=0))
+        column = np.arange(centres.max(initial=1))
         there = column < centres[:, None]
         width = min(neighbours, patches)
-        k = centres.clip(max=width)[:, None]
-        others = np.arange(-1, patches).clip(1)
+        k = centres.clip(1, width)[:, None]
         weights = np.empty((patches + 1, 2), np.float32)
-        weights[:, 0], weights[:, 1], weights[:2, 1] = (1 - own_weight) / others, own_weight, 1
+        if own_weight is None:
+            weights[:] = 1 / np.arange(patches + 1).clip(1)[:, None]
+        else:
+            others = np.arange(-1, patches).clip(1)
+            weights[:, 0], weights[:, 1], weights[:2, 1] = (1 - own_weight) / others, own_weight, 1
         parts = (
             centres,
             np.where(there, first_row[:, None] + column, rows),
             np.where(there, 0, patches),
-            np.where(valid, first_row[:, None], -(2**40)),
+            np.where(valid, np.where(centres > 0, first_row, -1)[:, None], -(2**40)),
             np.where(there, _ZERO, _INF),
-            valid * (1 / valid.sum(1, keepdims=True)).astype(np.float32),
+            valid * (1 / valid.sum(1, keepdims=True).clip(1)).astype(np.float32),
             np.where(valid, _ZERO, _INF),
             ((np.arange(width) < k) / k).astype(np.float32),
             weights,
@@ -196,10 +207,15 @@ def member_means(tokens: Tensor, row: Tensor, rows: int) -> Tensor:
         (R, D) float32; zeros where nothing goes.
     """
     order = row.argsort(stable=True)
-    members = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
-    members.scatter_add_(0, row + 1, torch.ones_like(row))
-    sums = torch.segment_reduce(tokens[order].float(), "sum", lengths=members, unsafe=True)[1:]
-    return sums / members[1:, None].clamp_min(1)
+    count = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
+    count.scatter_add_(0, row + 1, torch.ones_like(row))
+    return segment_sums(tokens[order].float(), count)[1:] / count[1:, None].clamp_min(1)
+
+
+def segment_sums(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums of neighbours, in their order: values (T, ...) float32, lengths (S,) int64 that add up to T -> (S, ...)."""
+    sums: Tensor = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+    return sums
 
 
 def fold(states: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

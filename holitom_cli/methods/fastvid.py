@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, member_means, top_mask
+from holitom_cli.algebra.host import highest, moved
+from holitom_cli.algebra.merge import Wanted, member_means, merge_by_peaks
 from holitom_cli.algebra.segments import cut, frame_similarity
 from holitom_cli.methods import Method
 from holitom_cli.methods.tools.settings import Share, apportion, by_frame, check, check_ratio
-from holitom_cli.methods.tools.tokens import account, attention_of, marked, sources
+from holitom_cli.methods.tools.tokens import attention_of, in_order
 from holitom_cli.types import VideoFeatures, VisualTokens
+
+if TYPE_CHECKING:
+    from holitom_cli.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -61,65 +66,101 @@ class FastVID(Method):
         check(0 <= self.own_weight <= 1, "own_weight", self.own_weight, "from 0 to 1")
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
-        """Choose, then merge: (F, P, D) -> (N, D) in order of position; one small transfer decides the segments."""
-        attention, (frames, patches, _) = attention_of(video), video.tokens.shape
-        parts = cut(frame_similarity(video.tokens).cpu(), self.threshold, self.segments)
-        counts = by_frame(self.retain_ratio, frames, patches)
-        salient = [int(self.salient * count) for count in counts]
-        # 1. Salient tokens of every frame, anchors of the anchor frames.
-        chosen = top_mask(attention, torch.tensor(salient, device=attention.device))
-        wanted = self._anchors(parts, counts, salient, patches)
-        busy = [frame for frame, count in enumerate(wanted) if count]
-        anchors = torch.zeros_like(chosen)
-        if busy:
-            tokens, count = video.tokens[busy].float(), torch.tensor([wanted[frame] for frame in busy])
-            anchors[busy] = density_peaks(tokens, ~chosen[busy], count.to(chosen.device), self.neighbours).centre
-        # 2. Every other token joins an anchor of its segment.
-        goes_to = self._join(video.tokens, parts, chosen, anchors, wanted)
-        places = marked(chosen | anchors, sum(salient) + sum(wanted))
-        source = sources(goes_to, places)
-        # 3. Anchors take in what joined them.
-        tokens = video.tokens.flatten(0, 1)
-        joined = torch.where((chosen | anchors).view(-1), -1, source)
-        members = torch.zeros(len(places) + 1, device=source.device)
+        """Choose, then merge: (F, P, D) -> (N, D) in order of position; one small transfer decides all shapes."""
+        tokens, (frames, patches, _) = video.tokens.flatten(0, 1), video.tokens.shape
+        # 1. On the host: segments, salient tokens of every frame, how many anchors the anchor frames have.
+        together = torch.cat((frame_similarity(video.tokens), attention_of(video).flatten())).cpu()
+        parts = cut(together[: frames - 1], self.threshold, self.segments)
+        plan = self._plan(parts, together[frames - 1 :].view(frames, patches).numpy())
+        places, frame, segment, *rest = moved([*map(torch.from_numpy, plan[:3]), *plan.peaks], tokens.device)
+        wanted = Wanted(*rest)
+        # 2. Anchors, whose rows are behind the salient tokens'; the last row is for anchors that frames do not have.
+        peaks = merge_by_peaks(video.tokens[frame].float(), wanted)
+        places.index_copy_(0, wanted.row.flatten(), (peaks.cell + frame[:, None] * patches).flatten())
+        places = places[:-1]
+        # 3. Every other token joins an anchor of its segment, which takes it in.
+        joined = _join(video.tokens, places, segment, plan.reach).index_fill_(0, places, -1)
+        members = torch.ones(len(places) + 1, device=tokens.device)  # the anchor itself is one
         members.scatter_add_(0, joined + 1, torch.ones_like(joined, dtype=members.dtype))
-        weight = (1 / (members[1:, None] + 1)).clamp_min(self.own_weight)
+        weight = members[1:, None].reciprocal_().clamp_min_(self.own_weight)
         means = member_means(tokens, joined, len(places))
-        own = tokens[places].float()
-        embeds = torch.where(members[1:, None] > 0, weight * own + (1 - weight) * means, own)
-        return account(video, embeds, places, source, (("density pruning", len(places)),), parts)
+        embeds = means.lerp_(tokens[places].float(), weight)
+        return in_order(video, embeds, places, joined, (("density pruning", len(places)),), parts)
 
     def most_tokens(self, frames: int, patches: int) -> int:
         """The number where anchor frames have room for all, and the most otherwise."""
         return sum(by_frame(self.retain_ratio, frames, patches))
 
+    def _plan(self, parts: Sequence[range], attention: FloatArray) -> _Plan:
+        """Share the budget out: attention (F, P)."""
+        frames, patches = attention.shape
+        counts = by_frame(self.retain_ratio, frames, patches)
+        salient = [int(self.salient * count) for count in counts]
+        chosen = highest(attention, np.ones_like(attention, dtype=bool), np.array(salient))
+        others = np.ones(frames * patches, dtype=bool)
+        others[chosen] = False
+        anchors = self._anchors(parts, counts, salient, patches)
+        frame = np.array(sorted(anchors))
+        wanted = np.array([anchors[f] for f in frame.tolist()])
+        ends = len(chosen) + wanted.cumsum()
+        rows = int(ends[-1])
+        places = np.zeros(rows + 1, dtype=np.int64)
+        places[: len(chosen)] = chosen
+        peaks = Wanted.of(others.reshape(frames, patches)[frame], wanted, ends - wanted, rows, self.neighbours)
+        # By segment and then by frame: the rows that are its anchors.
+        reach: list[range] = []
+        for part in parts:
+            start = reach[-1].stop if reach else len(chosen)
+            reach += [range(start, start + sum(anchors.get(f, 0) for f in part))] * len(part)
+        segment = np.array([i if reach[part.start] else -1 for i, part in enumerate(parts) for _ in part])
+        return _Plan(places, frame, segment, peaks, reach)
+
     def _anchors(
         self, parts: Sequence[range], counts: Sequence[int], salient: Sequence[int], patches: int
-    ) -> list[int]:
-        """How many anchors each frame has."""
-        wanted = [0] * len(counts)
+    ) -> dict[int, int]:
+        """How many anchors each anchor frame has."""
+        wanted: dict[int, int] = {}
         for part in parts:
             frames = [frame for frame in part if (part[-1] - frame) % self.stride == 0]
             left = sum(counts[frame] - salient[frame] for frame in part)
             room = [patches - salient[frame] for frame in frames]
-            for frame, count in zip(frames, apportion(left, [1.0] * len(frames), room), strict=True):
-                wanted[frame] = count
+            wanted |= zip(frames, apportion(left, [1.0] * len(frames), room), strict=True)
         return wanted
 
-    def _join(
-        self, tokens: Tensor, parts: Sequence[range], chosen: Tensor, anchors: Tensor, wanted: Sequence[int]
-    ) -> Tensor:
-        """The place that each token goes to, (F * P,); -1 in a segment without anchors."""
-        frames, patches, _ = tokens.shape
-        place = torch.arange(frames * patches, device=tokens.device).view(frames, patches)
-        goes_to = torch.where(chosen, place, -1)
-        for part in parts:
-            here = slice(part.start, part.stop)
-            if not (total := sum(wanted[here])):
-                continue
-            centres = part.start * patches + marked(anchors[here], total)
-            unit = F.normalize(tokens[here].float(), dim=-1)
-            likeness = unit @ F.normalize(tokens.flatten(0, 1)[centres].float(), dim=-1).T  # (L, P, anchors)
-            nearest = torch.where(anchors[here], place[here], centres[likeness.argmax(2)])
-            goes_to[here] = torch.where(chosen[here], place[here], nearest)
-        return goes_to.view(-1)
+
+class _Plan(NamedTuple):
+    """What is kept, in N rows: first the salient tokens, then the anchors of G frames."""
+
+    places: IntArray  # (N + 1,) of the salient tokens, and room for the anchors
+    frame: IntArray  # (G,) anchor frames
+    segment: IntArray  # (F,) of each frame, -1 where it has no anchors
+    peaks: Wanted  # the anchors
+    reach: list[range]  # (F,) the rows that are the anchors of each frame's segment
+
+
+_FRAMES_AT_ONCE = 32  # whose tokens are compared with all anchors of their segments at a time
+
+
+def _join(tokens: Tensor, places: Tensor, segment: Tensor, reach: Sequence[range]) -> Tensor:
+    """The row of the anchor that each token is most like, (F * P,), -1 in a segment without anchors.
+
+    Args:
+        tokens: (F, P, D).
+        places: (N,) of each row.
+        segment: (F,), as of `_Plan`.
+        reach: the same.
+    """
+    patches, nearest = tokens.shape[1], []
+    for first in range(0, len(tokens), _FRAMES_AT_ONCE):
+        here = slice(first, first + _FRAMES_AT_ONCE)
+        rows = range(reach[here][0].start, reach[here][-1].stop)
+        if not rows:
+            nearest.append(places.new_full((len(reach[here]) * patches,), -1))
+            continue
+        anchors = places[rows.start : rows.stop]
+        centres = F.normalize(tokens.flatten(0, 1)[anchors].float(), dim=-1)
+        likeness = F.normalize(tokens[here].float(), dim=-1) @ centres.T  # (L, P, anchors)
+        mine = segment[here, None, None]
+        likeness.masked_fill_(mine != segment[anchors // patches], -torch.inf)
+        nearest.append((likeness.argmax(2) + rows.start).masked_fill_(mine[..., 0] < 0, -1).flatten())
+    return torch.cat(nearest)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, member_means, top_mask
+from holitom_cli.algebra.host import moved
+from holitom_cli.algebra.merge import Wanted, member_means, merge_by_peaks
 from holitom_cli.algebra.segments import cut, frame_similarity
 from holitom_cli.methods import Method
 from holitom_cli.methods.tools.settings import (
@@ -24,8 +26,11 @@ from holitom_cli.methods.tools.settings import (
     share_of,
     spread,
 )
-from holitom_cli.methods.tools.tokens import account, attention_of, keep_rows, marked, sources
+from holitom_cli.methods.tools.tokens import attention_of, in_order, keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
+
+if TYPE_CHECKING:
+    from holitom_cli.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -79,36 +84,35 @@ class FlashVID(Method):
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Select and merge: (F, P, D) -> (N, D) in order of position; two small transfers decide all shapes."""
-        attention, (frames, patches, _) = attention_of(video), video.tokens.shape
-        parts = cut(frame_similarity(video.tokens).cpu(), self.threshold, self.segments)
+        exact, (frames, patches, _) = video.tokens.float(), video.tokens.shape
+        means = exact.mean(1)
+        parts = cut(frame_similarity(means[:, None]).cpu(), self.threshold, self.segments)
         budgets = self._budgets(frames, patches)
         taken = [math.ceil(self.selected * count) for count in budgets]
-        unit = F.normalize(video.tokens.float(), dim=-1)
-        # 1. Selected tokens.
-        weight = attention * _nearness(video.tokens.float(), parts)
-        chosen = _max_min(1 - unit @ unit.transpose(1, 2), weight, torch.tensor(taken, device=unit.device), max(taken))
-        # 2. The others, linked over time and averaged.
         room = [count - of for count, of in zip(budgets, taken, strict=True)]
-        root = self._roots(unit, chosen, parts, room)
-        left = ~chosen & (root == torch.arange(frames * patches, device=root.device).view(frames, patches))
-        flat = torch.where(chosen, -1, root).view(-1)
-        means = member_means(video.tokens.flatten(0, 1), flat, frames * patches).view(frames, patches, -1)
-        # 3. The averages of each frame, clustered.
-        remaining: list[int] = left.sum(1).tolist()
-        counts = _shared_out(parts, room, remaining)
-        wanted = torch.tensor(counts, device=root.device)
-        clusters = density_peaks(means, left, wanted, self.neighbours)
-        places = marked(chosen | clusters.centre, sum(taken) + sum(counts))
-        # 4. Where every token went: itself, or the cluster of what it was linked to.
-        first = torch.arange(frames, device=root.device)[:, None] * patches
-        cluster = torch.where(left & (wanted[:, None] > 0), first + clusters.member_of, -1).view(-1)
-        here = torch.arange(frames * patches, device=root.device)
-        row = sources(torch.where(chosen.view(-1), here, cluster), places)  # of selected tokens and averages
-        source = torch.where(chosen.view(-1), row, row[root.view(-1)])
-        units = torch.where(chosen[..., None], video.tokens.float(), means).flatten(0, 1)
-        embeds = member_means(units, row, len(places))
-        stages = (("selected and linked", sum(taken) + sum(remaining)), ("clusters", len(places)))
-        return account(video, embeds, places, source, stages, parts)
+        centre, count, *links = moved(_plan(parts, taken, room, patches), exact.device)
+        # 1. Selected tokens: their weight has in it the mean product with the means of the segment's frames.
+        unit = F.normalize(exact, dim=-1)
+        weight = attention_of(video) * (exact @ (centre @ means)[..., None])[..., 0]
+        chosen = _max_min(1 - unit @ unit.transpose(1, 2), weight, count, max(taken))
+        # 2. The others, linked over time and averaged.
+        root, left = self._roots(unit, chosen, _Links(*links), max(map(len, parts)))
+        del unit  # as large as the averages
+        averages = member_means(exact.flatten(0, 1), root.masked_fill(chosen, -1).view(-1), frames * patches)
+        # 3. On the host: how many clusters the averages of each frame make. Rows are first the selected tokens.
+        there = torch.stack((chosen, left)).cpu().numpy()
+        remaining = there[1].sum(1).tolist()
+        planned = self._planned(there[0], there[1], np.array(_shared_out(parts, room, remaining)))
+        places, first, *rest = moved(planned, exact.device)
+        wanted = Wanted(*rest)
+        # 4. The averages of each frame, clustered; what was linked goes where what it was linked to goes.
+        merged = merge_by_peaks(averages.view_as(exact), wanted)
+        row = wanted.row.flatten()
+        embeds = exact.flatten(0, 1)[places].index_copy_(0, row, merged.blended.flatten(0, 1))
+        places.index_copy_(0, row, (merged.cell + first).flatten())
+        goes_to = merged.goes_to.flatten()[root.view(-1)]
+        stages = (("selected and linked", sum(taken) + sum(remaining)), ("clusters", len(places) - 1))
+        return in_order(video, embeds[:-1], places[:-1], goes_to, stages, parts)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Drop once, by the last prompt token's attention in the layer before."""
@@ -124,55 +128,118 @@ class FlashVID(Method):
         mean = share_of(self.retain_ratio, frames, patches) * frames * patches
         return spread(min(max(1, round(mean * self.expansion)), frames * patches), frames)
 
-    def _roots(self, unit: Tensor, chosen: Tensor, parts: Sequence[range], room: Sequence[int]) -> Tensor:
-        """The place that each token's chain of links begins at, its own where it is not linked: (F, P)."""
+    def _roots(self, unit: Tensor, chosen: Tensor, links: _Links, longest: int) -> tuple[Tensor, Tensor]:
+        """Links of the tokens that were not selected.
+
+        Args:
+            unit: (F, P, D).
+            chosen: (F, P), the selected tokens.
+            links: where they may be.
+            longest: segment, in frames.
+
+        Returns:
+            The place that each token's chain of links begins at, its own where it is not linked, and whether a chain
+            begins there, both (F, P).
+        """
         frames, patches, _ = unit.shape
         place = torch.arange(frames * patches, device=unit.device).view(frames, patches)
-        likeness = (unit[1:] @ unit[:-1].transpose(1, 2)).masked_fill(chosen[:-1, None], -torch.inf)
+        likeness = (unit[1:] @ unit[:-1].transpose(1, 2)).masked_fill_(chosen[:-1, None], -torch.inf)
         best = likeness.max(2)
         score = torch.cat((torch.full_like(unit[:1, :, 0], -torch.inf), best.values))
-        score[[part.start for part in parts]] = -torch.inf
-        score = score.masked_fill(chosen | (score <= self.tau), -torch.inf)
-        linked = torch.zeros_like(chosen)
-        for part in parts:
-            here = slice(part.start, part.stop)
-            spare = (~chosen[here]).sum() - sum(room[here])  # so many may go
-            strongest = top_mask(score[here].reshape(1, -1), spare.clamp_min(0)[None])
-            linked[here] = strongest.view(-1, patches) & score[here].isfinite()
-        before = torch.cat((place[:1], (place[:-1, :1] + best.indices)))
+        score.masked_fill_(chosen | links.begins[:, None] | (score <= self.tau), -torch.inf)
+        order = score.view(-1).argsort(descending=True, stable=True)
+        order = order[links.segment[order].argsort(stable=True)]  # by segment and, there, by score
+        strongest = torch.empty_like(chosen).view(-1).scatter_(0, order, links.many).view_as(chosen)
+        linked = strongest & (score > -torch.inf)
+        before = torch.cat((place[:1], place[:-1, :1] + best.indices))
         root = torch.where(linked, before, place).view(-1)
-        for _ in range(max(1, (frames - 1).bit_length())):
+        for _ in range((longest - 1).bit_length()):
             root = root[root]
-        return root.view(frames, patches)
+        return root.view_as(chosen), ~(chosen | linked)
+
+    def _planned(self, chosen: BoolArray, left: BoolArray, counts: IntArray) -> list[Tensor]:
+        """What becomes of N rows, first the selected tokens, then the centres of clusters.
+
+        Args:
+            chosen: (F, P), the selected tokens.
+            left: (F, P), the averages.
+            counts: (F,), of clusters.
+
+        Returns:
+            The places of the selected tokens and room for the others' (N + 1,), the first place of each frame (F, 1),
+            and what `Wanted` has.
+        """
+        frames, patches = chosen.shape
+        selected = np.flatnonzero(chosen)
+        ends = len(selected) + counts.cumsum()
+        places = np.zeros(ends[-1] + 1, dtype=np.int64)
+        places[: len(selected)] = selected
+        first = np.arange(frames)[:, None] * patches
+        wanted = Wanted.of(left, counts, ends - counts, int(ends[-1]), self.neighbours)
+        return [torch.from_numpy(places), torch.from_numpy(first), *wanted]
 
     def _drop(self, view: LayerView) -> tuple[Tensor, Tensor]:
         return keep_rows(view, math.ceil(len(view.hidden) * self.inner_keep), view.attention[-1])
 
 
-def _nearness(tokens: Tensor, parts: Sequence[range]) -> Tensor:
-    """Mean product of every token with the mean tokens of its segment's frames: (F, P, D) -> (F, P)."""
-    centres = torch.stack([tokens[part.start : part.stop].mean((0, 1)) for part in parts for _ in part])
-    return (tokens @ centres[..., None])[..., 0]
+class _Links(NamedTuple):
+    """Where links may be, and how many."""
+
+    begins: Tensor  # (F,) bool, first frames of segments
+    segment: Tensor  # (F * P,) int64, of each token
+    many: Tensor  # (F * P,) bool: of tokens in order of segments and likeness, those that may be linked
+
+
+def _plan(parts: Sequence[range], taken: Sequence[int], room: Sequence[int], patches: int) -> list[Tensor]:
+    """What can be said of frames before their tokens are looked at.
+
+    Returns:
+        What each frame counts in the mean of its segment, (F, F) float32, how many of its tokens are selected, (F,),
+        and what `_Links` has.
+    """
+    length = np.array([len(part) for part in parts])
+    start = length.cumsum() - length
+    segment = np.repeat(np.arange(len(parts)), length)
+    same = segment[:, None] == segment
+    spare = np.add.reduceat(patches - np.array(taken) - room, start)  # so many of a segment may go
+    tokens = np.arange(len(segment) * patches)
+    by_token = np.repeat(segment, patches)
+    plan = (
+        (same / length[segment]).astype(np.float32),
+        np.array(taken),
+        np.isin(np.arange(len(segment)), start),
+        by_token,
+        tokens - (start * patches)[by_token] < spare[by_token],
+    )
+    return [*map(torch.from_numpy, plan)]
 
 
 def _max_min(distance: Tensor, weight: Tensor, count: Tensor, most: int) -> Tensor:
     """Mark `count` (F,) tokens of each frame, at most `most`, one after another (max-min diversity).
 
     Args:
-        distance: (F, P, P).
+        distance: (F, P, P); it is overwritten.
         weight: (F, P), of the candidate.
         count: (F,) int64.
         most: the largest of them.
     """
-    taken = torch.zeros_like(weight, dtype=torch.bool)
-    weighted = distance * weight[:, None]  # (F, from, candidate)
-    score = weighted.topk(min(2, weighted.shape[1]), dim=1, largest=False).values[:, -1]  # the nearest but itself
-    for turn in range(most):
-        best = score.masked_fill(taken, -torch.inf).argmax(1, keepdim=True)
-        taken.scatter_(1, best, taken.gather(1, best) | (turn < count)[:, None])
-        reached = weighted.take_along_dim(best[..., None], 1)[:, 0]
-        score = reached if turn == 0 else torch.minimum(score, reached)
-    return taken
+    frames, patches = weight.shape
+    weighted = distance.mul_(weight[:, None])  # (F, from, candidate)
+    score = weighted.topk(min(2, patches), dim=1, largest=False).values[:, -1].contiguous()  # the nearest but itself
+    weighted.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # what was taken is never the best again
+    picks = count.new_empty(most, frames, 1)
+    reached = weight.new_empty(frames, 1, patches)
+    for turn in range(most):  # its three launches are most of all there are
+        torch.argmax(score, 1, keepdim=True, out=picks[turn])
+        torch.gather(weighted, 1, picks[turn, :, :, None].expand(-1, -1, patches), out=reached)
+        if turn == 0:
+            score.copy_(reached[:, 0])
+        else:
+            torch.minimum(score, reached[:, 0], out=score)
+    turns = torch.arange(most, device=count.device)[:, None]
+    order = picks[..., 0].masked_fill_(turns >= count, patches)  # (most, F)
+    taken = torch.zeros(frames, patches + 1, dtype=torch.bool, device=count.device)
+    return taken.scatter_(1, order.T, True)[:, :patches]
 
 
 def _shared_out(parts: Sequence[range], room: Sequence[int], left: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holitom_cli.algebra.host import highest, moved
 from holitom_cli.algebra.kernels import segment_means
 from holitom_cli.algebra.merge import Wanted, merge_by_peaks
 from holitom_cli.algebra.segments import neighbour_similarity, segment
@@ -123,19 +124,8 @@ class _Plan(NamedTuple):
         bounds = np.array([(part.start, part.stop) for part in self.merged], dtype=np.int64).reshape(-1, 2)
         known = np.arange(-1, self.rows.shape[1] - 1)
         mine = map(torch.from_numpy, (bounds, self.rows, self.lookup, known))
-        bounds_, rows, lookup, known_, *wanted = _moved([*mine, *self.wanted], device)
+        bounds_, rows, lookup, known_, *wanted = moved([*mine, *self.wanted], device)
         return rows, lookup, known_, bounds_, Wanted(*wanted)
-
-
-def _moved(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors on the CPU to a device at once; each starts at a multiple of 16 bytes, as kernels like it."""
-    ends = np.cumsum([-(-part.nbytes // 16) * 16 for part in parts]).tolist()
-    places = [slice(start, start + part.nbytes) for start, part in zip([0, *ends], parts, strict=False)]
-    together = np.empty(ends[-1], np.uint8)
-    for place, part in zip(places, parts, strict=True):
-        together[place] = part.numpy().reshape(-1).view(np.uint8)
-    moved = torch.from_numpy(together).to(device)
-    return [moved[place].view(part.dtype).view(part.shape) for place, part in zip(places, parts, strict=True)]
 
 
 def _on_host(similarity: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +152,7 @@ def _plan(
     # By row: first a segment's static rows, then its frames' rows.
     first_row = np.cumsum(centres + each * length) - centres - each * length
     segment_of = np.repeat(np.arange(len(segments)), length)
-    chosen = _highest(attention, ~static[segment_of], each[segment_of])
+    chosen = highest(attention, ~static[segment_of], each[segment_of])
     row = np.arange(len(chosen)) + np.repeat(centres.cumsum(), each * length)
     total = len(chosen) + int(centres.sum())
     rows = np.zeros((4, total + 1), dtype=np.int64)
@@ -188,19 +178,3 @@ def _static(unchanged: BoolArray, start: IntArray, length: IntArray) -> BoolArra
     steps[start + length - 1] = True  # from one segment to the next
     static: BoolArray = np.logical_and.reduceat(steps, start) & (length > 1)[:, None]
     return static
-
-
-def _highest(scores: FloatArray, allowed: BoolArray, count: IntArray) -> IntArray:
-    """Flat indices, ascending, of the highest scores allowed in each row, so many; equal ones go to the lower column.
-
-    Args:
-        scores: (R, P) float32.
-        allowed: (R, P).
-        count: (R,), at most as many as are allowed.
-    """
-    columns = scores.shape[1]
-    bits = (scores + np.float32(0)).view(np.int32)  # -0 and 0 are equal
-    ordered = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)  # as integers, which sort faster, and stand apart:
-    keys = np.where(allowed, ordered * columns + np.arange(columns)[::-1], np.iinfo(np.int64).min)
-    least = np.take_along_axis(np.sort(keys, 1), (columns - count).clip(max=columns - 1)[:, None], 1)
-    return np.flatnonzero((keys >= least) & (count > 0)[:, None])

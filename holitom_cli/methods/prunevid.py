@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holitom_cli.algebra.merge import density_peaks, member_means
+from holitom_cli.algebra.host import moved
+from holitom_cli.algebra.merge import Wanted, density_peaks, merge_by_peaks, segment_sums
 from holitom_cli.methods import Method
 from holitom_cli.methods.tools.settings import (
     Share,
@@ -22,8 +24,11 @@ from holitom_cli.methods.tools.settings import (
     check_layer,
     inner_layer,
 )
-from holitom_cli.methods.tools.tokens import account, keep_rows, marked, sources
+from holitom_cli.methods.tools.tokens import keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
+
+if TYPE_CHECKING:
+    from holitom_cli.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -64,37 +69,28 @@ class PruneVid(Method):
 
     def compress(self, video: VideoFeatures) -> VisualTokens:
         """Per scene its static tokens, then frame by frame: (F, P, D) -> (N, D); two small transfers."""
-        tokens, (frames, patches, _) = video.tokens, video.tokens.shape
+        exact, (frames, patches, width) = video.tokens.float(), video.tokens.shape
         # 1. Scenes, and what is static in those of several frames.
-        parts = self._scenes(tokens)
-        merged = [part for part in parts if len(part) > 1]
-        still = [_mean_cosine(tokens[part.start : part.stop]) > self.tau for part in merged]
-        means = [tokens[part.start : part.stop].mean(0, dtype=torch.float32) for part in merged]
-        # 2. Groups of cells, of G scenes and then of F frames, in clusters.
-        scene = [next((i for i, part in enumerate(merged) if frame in part), -1) for frame in range(frames)]
-        alone = torch.ones(patches, dtype=torch.bool, device=tokens.device)
-        moving = [~still[number] if number >= 0 else alone for number in scene]
-        cells = torch.cat((*(mean[None] for mean in means), tokens.float()))
-        valid = torch.stack((*still, *moving))
-        sizes: list[int] = valid.sum(1).tolist()
-        counts = self._counts(sizes, frames, patches)
-        wanted = torch.tensor(counts, device=tokens.device)
-        clusters = density_peaks(cells, valid, wanted, self.neighbours)
-        # 3. Rows in reading order, each the mean of its cluster.
-        start = torch.tensor([*(part.start for part in merged), *range(frames)], device=tokens.device)
-        centre = marked(clusters.centre, sum(counts))  # (N,) among the cells of all groups
-        before = torch.tensor(_reading_order(merged, frames), device=tokens.device)
-        centre = centre[(before[centre // patches] * patches + centre % patches).argsort()]
-        base = torch.arange(len(cells), device=tokens.device)[:, None] * patches
-        row = sources(torch.where(valid & (wanted[:, None] > 0), base + clusters.member_of, -1).view(-1), centre)
-        embeds = member_means(cells.flatten(0, 1), row, len(centre))
-        # 4. Where every original token went.
-        row = row.view(-1, patches)
-        above = torch.tensor([number if number >= 0 else 0 for number in scene], device=tokens.device)
-        source = torch.where(valid[len(merged) :], row[len(merged) :], row[above])
-        places = start[centre // patches] * patches + centre % patches
-        stages = (("static cells averaged", sum(sizes)), ("clusters", len(centre)))
-        return account(video, embeds, places, source.view(-1), stages, tuple(parts))
+        parts = self._scenes(exact)
+        length = torch.tensor([len(part) for part in parts], device=exact.device)
+        still = _mean_cosine(exact, length) > self.tau
+        # 2. On the host: groups of cells, of S scenes and then of F frames, and how many clusters each becomes.
+        plan = self._plan(parts, still.cpu().numpy())
+        lookup, rows, sizes, *rest = moved([*map(torch.from_numpy, plan[:3]), *plan.wanted], exact.device)
+        wanted = Wanted(*rest)
+        cells = torch.cat((segment_sums(exact, length) / length[:, None, None], exact))
+        del exact  # as large as the cells
+        merged = merge_by_peaks(cells, wanted)
+        # 3. Rows in reading order, each the mean of its cluster. The one behind them is for clusters that groups lack.
+        row = wanted.row.flatten()
+        embeds = video.tokens.new_empty(rows.shape[1], width)
+        embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
+        frame, cell, size = rows
+        cell.index_copy_(0, row, merged.cell.flatten())
+        size.index_copy_(0, row, (merged.size * sizes[:, None]).flatten())
+        source = merged.goes_to.flatten()[lookup].view(frames, patches)
+        stages = (("static cells averaged", plan.cells), ("clusters", len(embeds) - 1))
+        return VisualTokens(embeds[:-1], frame[:-1], cell[:-1], size[:-1], source, tuple(parts), stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Prune once, by the largest attention that any head of any text token paid in the layer before."""
@@ -109,12 +105,34 @@ class PruneVid(Method):
 
     def _scenes(self, tokens: Tensor) -> list[range]:
         """Contiguous scenes, from clusters of frames."""
-        means = tokens.mean(1, dtype=torch.float32)[None]  # (1, F, D)
+        means = tokens.mean(1)[None]  # (1, F, D)
         frames = means.shape[1]
-        centres = torch.tensor([max(1, int(frames * self.scenes))], device=tokens.device)
-        every = torch.ones(1, frames, dtype=torch.bool, device=tokens.device)
+        centres = torch.tensor([max(1, int(frames * self.scenes))])
+        every = torch.ones(1, frames, dtype=torch.bool)
         labels = _contiguous(density_peaks(means, every, centres, self.neighbours).member_of[0].tolist())
         return [range(part[0], part[-1] + 1) for part in _runs(labels)]
+
+    def _plan(self, parts: Sequence[range], still: BoolArray) -> _Plan:
+        """What becomes of the cells, of which `still` (S, P) says the static ones of scenes of several frames."""
+        length = np.array([len(part) for part in parts])
+        start, scene = length.cumsum() - length, np.repeat(np.arange(len(parts)), length)
+        static = (still & (length > 1)[:, None])[scene]  # (F, P)
+        valid = np.concatenate((static[start], ~static))
+        frames, patches = static.shape
+        cells = valid.sum(1)
+        counts = np.array(self._counts(cells.tolist(), frames, patches))
+        # A scene is read just before its first frame.
+        order = np.concatenate((start + np.arange(len(parts)), np.arange(frames) + scene + 1)).argsort()
+        first_row = np.empty_like(counts)
+        first_row[order] = counts[order].cumsum() - counts[order]
+        total = int(counts.sum())
+        rows = np.zeros((3, total + 1), dtype=np.int64)
+        rows[0, :-1] = np.repeat(np.concatenate((start, np.arange(frames)))[order], counts[order])
+        sizes = np.concatenate((length, np.ones(frames, dtype=np.int64)))
+        group = np.where(static, scene[:, None], len(parts) + np.arange(frames)[:, None])
+        lookup = (group * patches + np.arange(patches)).reshape(-1)
+        wanted = Wanted.of(valid, counts, first_row, total, self.neighbours)
+        return _Plan(lookup, rows, sizes, wanted, int(cells.sum()))
 
     def _counts(self, sizes: Sequence[int], frames: int, patches: int) -> list[int]:
         """How many clusters each group of cells makes."""
@@ -126,21 +144,20 @@ class PruneVid(Method):
         return keep_rows(view, round(len(view.hidden) * self.inner_keep), view.attention.amax(0))
 
 
-def _mean_cosine(tokens: Tensor) -> Tensor:
-    """Mean cosine of every cell between all pairs of frames: (L, P, D) -> (P,), L > 1."""
-    frames = len(tokens)
-    total = F.normalize(tokens.float(), dim=-1).sum(0)
-    return (total.square().sum(-1) - frames) / (frames * (frames - 1))
+class _Plan(NamedTuple):
+    """What becomes of the cells, in N rows; there are G = S + F groups of them."""
+
+    lookup: IntArray  # (F P,) where each token is among the cells of all groups
+    rows: IntArray  # (3, N + 1) frame, and room for cell and size
+    sizes: IntArray  # (G,) for how many frames a group's cells stand
+    wanted: Wanted
+    cells: int  # in all groups
 
 
-def _reading_order(merged: Sequence[range], frames: int) -> list[int]:
-    """At which turn each group is read: every scene just before its first frame."""
-    keys = [(part.start, 0) for part in merged] + [(frame, 1) for frame in range(frames)]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    turns = [0] * len(keys)
-    for turn, group in enumerate(order):
-        turns[group] = turn
-    return turns
+def _mean_cosine(tokens: Tensor, length: Tensor) -> Tensor:
+    """Mean cosine of every cell between all pairs of frames of scenes of `length` (S,): (F, P, D) -> (S, P)."""
+    total = segment_sums(F.normalize(tokens, dim=-1), length).square_().sum(-1)
+    return (total - length[:, None]) / (length * (length - 1))[:, None]
 
 
 def _runs(labels: Sequence[int]) -> list[list[int]]:

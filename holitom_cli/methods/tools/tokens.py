@@ -66,6 +66,32 @@ def account(
     )
 
 
+def in_order(
+    video: VideoFeatures,
+    embeds: Tensor,
+    places: Tensor,
+    goes_to: Tensor,
+    stages: tuple[tuple[str, int], ...],
+    segments: tuple[range, ...],
+) -> VisualTokens:
+    """As `account`, of rows in any order.
+
+    Args:
+        video: the clip.
+        embeds: (N, D).
+        places: (N,) int64, where each stands among the F * P tokens.
+        goes_to: (F * P,) int64, the row that each original token went to, -1 if it was dropped; those that rows stand
+            for go to these, whatever it says. It is overwritten.
+        stages: rows of the funnel.
+        segments: frames that were compressed together.
+    """
+    number = torch.arange(len(places), device=places.device)
+    order = places.argsort()
+    turn = goes_to.new_full((len(places) + 1,), -1).index_copy_(0, order, number)  # the last one is for -1
+    source = turn[goes_to.index_copy_(0, places, number)]
+    return account(video, embeds[order], places[order], source, stages, segments)
+
+
 def sources(goes_to: Tensor, places: Tensor) -> Tensor:
     """The row that each token went to, from the place that it went to.
 
