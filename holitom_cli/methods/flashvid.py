@@ -225,17 +225,18 @@ def _max_min(distance: Tensor, weight: Tensor, count: Tensor, most: int) -> Tens
     """
     frames, patches = weight.shape
     weighted = distance.mul_(weight[:, None])  # (F, from, candidate)
-    score = weighted.topk(min(2, patches), dim=1, largest=False).values[:, -1].contiguous()  # the nearest but itself
+    score = weighted.topk(min(2, patches), dim=1, largest=False).values[:, -1:].contiguous()  # the nearest but itself
     weighted.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # what was taken is never the best again
     picks = count.new_empty(most, frames, 1)
-    reached = weight.new_empty(frames, 1, patches)
-    for turn in range(most):  # its three launches are most of all there are
-        torch.argmax(score, 1, keepdim=True, out=picks[turn])
-        torch.gather(weighted, 1, picks[turn, :, :, None].expand(-1, -1, patches), out=reached)
+    rows = picks[..., None].expand(-1, -1, -1, patches)
+    reached = torch.empty_like(score)  # (F, 1, P)
+    for turn, (best, row) in enumerate(zip(picks, rows, strict=True)):  # three launches each, a third of all there are
+        torch.argmax(score, 2, out=best)
+        torch.gather(weighted, 1, row, out=reached)
         if turn == 0:
-            score.copy_(reached[:, 0])
+            score.copy_(reached)
         else:
-            torch.minimum(score, reached[:, 0], out=score)
+            torch.minimum(score, reached, out=score)
     turns = torch.arange(most, device=count.device)[:, None]
     order = picks[..., 0].masked_fill_(turns >= count, patches)  # (most, F)
     taken = torch.zeros(frames, patches + 1, dtype=torch.bool, device=count.device)
