@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 from holitom_cli import pipeline, video
 from holitom_cli.batch.manifest import watched_key
 from holitom_cli.batch.reader import reader_count
-from holitom_cli.errors import HolitomError, VideoError
+from holitom_cli.errors import HolitomError
 from holitom_cli.serve.clips import content
 from holitom_cli.serve.refusals import Refused, refusal
 from holitom_cli.video.files import shown
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from holitom_cli.serve.engine import Engine
     from holitom_cli.serve.media import Media
     from holitom_cli.serve.wishes import Ceilings, Wish
-    from holitom_cli.types import Frames
+    from holitom_cli.types import Frames, VideoInfo
 
 T = TypeVar("T")
 _MEMORY_SHARE = 0.5  # of the machine's, that decoders may take together, whatever clips say of themselves
@@ -106,7 +106,19 @@ class Watching:
 
     def _decode(self, path: Path, wish: Wish, model: Model, gone: threading.Event) -> Frames:
         """The frames of a clip within the ceilings. It comes from a client, so that decord never sees it."""
-        info = video.probe(path, timeout_seconds=self._timeout_seconds)
+        with video.unless(gone):
+            self._check(video.probe(path, timeout_seconds=self._timeout_seconds))
+            return pipeline.read(
+                model.checkpoint,
+                model.device,
+                path,
+                wish.sampling,
+                [wish.method],
+                timeout_seconds=self._timeout_seconds,
+                decoder="av",
+            )
+
+    def _check(self, info: VideoInfo) -> None:
         ceilings = self.ceilings
         if info.duration_seconds > ceilings.clip_seconds:
             _too_much(
@@ -114,22 +126,6 @@ class Watching:
             )
         if info.width * info.height > ceilings.clip_pixels:
             _too_much(f"The clip has {info.width} x {info.height} pixels; {ceilings.clip_pixels:,} is the most here.")
-
-        def listen(*_: int) -> None:
-            if gone.is_set():
-                raise VideoError("Nobody waits for this clip any more.")
-
-        listen()
-        return pipeline.read(
-            model.checkpoint,
-            model.device,
-            path,
-            wish.sampling,
-            [wish.method],
-            timeout_seconds=self._timeout_seconds,
-            decoder="av",
-            on_frame=listen,
-        )
 
 
 def _too_much(message: str) -> None:

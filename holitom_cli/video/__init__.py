@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from holitom_cli.video.client import probe, read, subtitles
     from holitom_cli.video.files import no_subtitles, subtitle_file
     from holitom_cli.video.sampling import most_frames
-    from holitom_cli.video.worker_link import limit_memory, stop_workers, warm_up
+    from holitom_cli.video.worker_link import limit_memory, stop_workers, unless, warm_up
 
 __all__ = [
     "capabilities",
@@ -25,6 +25,7 @@ __all__ = [
     "stop_workers",
     "subtitle_file",
     "subtitles",
+    "unless",
     "warm_up",
 ]
 
@@ -37,6 +38,7 @@ _HOME = {
     "stop_workers": "worker_link",
     "subtitle_file": "files",
     "subtitles": "client",
+    "unless": "worker_link",
     "warm_up": "worker_link",
 }
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 from holitom_cli.video.arena import Arena
@@ -38,6 +39,7 @@ Message = dict[str, Any]
 
 _live: set[Worker] = set()
 _idle: list[Worker] = []
+_unwanted: ContextVar[threading.Event | None] = ContextVar("_unwanted", default=None)
 
 
 class WorkerError(Exception):
@@ -49,7 +51,7 @@ class WorkerTimeoutError(WorkerError):
 
 
 class WorkerStoppedError(WorkerError):
-    """`stop_workers` ended it."""
+    """`stop_workers` ended it, or nobody wants what it does any more."""
 
 
 class RefusedError(WorkerError):
@@ -65,6 +67,16 @@ def stop_workers() -> None:
     for worker in list(_live):
         worker.stopped = True
         worker.kill()
+
+
+@contextlib.contextmanager
+def unless(unwanted: threading.Event) -> Iterator[None]:
+    """Let all that this thread reads inside end with an error soon after the event is set, even if a decoder hangs."""
+    before = _unwanted.set(unwanted)
+    try:
+        yield
+    finally:
+        _unwanted.reset(before)
 
 
 def limit_memory(most_bytes: int) -> None:
@@ -172,7 +184,10 @@ class Worker:
 
     def receive(self, deadline: float) -> Message:
         """The next reply; WorkerError when the child refuses, dies or is late by time.monotonic()."""
+        unwanted = _unwanted.get()
         while True:
+            if unwanted and unwanted.is_set():
+                raise WorkerStoppedError("was stopped")
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise WorkerTimeoutError("did not finish in time")

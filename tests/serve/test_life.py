@@ -11,22 +11,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
 from holitom_cli import pipeline
 from holitom_cli.model.loading import Model
-from holitom_cli.video import worker_link
+from holitom_cli.types import Sampling
+from holitom_cli.video import client, worker_link
 from tests.make_random_checkpoint import RANDOM
 from tests.program import PROGRAM, Done, invoke
-from tests.serve.served import Served, asked, stream, wait_until
-from tests.serve.test_answers import QUESTIONS, alone
+from tests.serve.served import FRAMES, Served, asked, load, serving, wait_until
+from tests.serve.test_answers import QUESTIONS, alone, raw
 from tests.serve.test_refusals import refused
 
 __all__ = ["invoke"]
@@ -98,35 +100,86 @@ def test_signal_under_load_lets_short_answers_end(
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
 
 
+DOOMED = {"num_frames": 7}  # which no other request asks for
+
+
+def strike(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, when: Callable[[], Any] = lambda: None) -> None:
+    """Send a signal to the decoder of each doomed request, once it has given a frame and `when` has returned."""
+    whole, lent, busy = pipeline.read, worker_link.lent, threading.local()
+
+    @contextmanager
+    def noted() -> Iterator[Any]:
+        with lent() as busy.worker:
+            yield busy.worker
+
+    def struck(*what: Any, **more: Any) -> Any:
+        def hit(*_: int) -> None:
+            when()
+            os.kill(busy.worker._process.pid, number)
+
+        if what[3].num_frames == DOOMED["num_frames"]:
+            more["on_frame"] = hit
+        return whole(*what, **more)
+
+    monkeypatch.setattr(client, "ARENA_BYTES", 0)
+    monkeypatch.setattr(client, "FEWEST_CELLS", 1)  # it cannot be done before it is hit
+    monkeypatch.setattr(client, "lent", noted)
+    monkeypatch.setattr(pipeline, "read", struck)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_decoder_that_is_killed_spoils_its_clip_alone(
     served: Served, demo: Model, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two clips: its worker is killed once it has begun to decode."""
-    whole = pipeline.read
-    own = alone(demo, clips[2], QUESTIONS[0]).text
-    doomed = {"num_frames": 7}
-
-    def killing(checkpoint: Any, device: Any, path: Any, sampling: Any, *rest: Any, **more: Any) -> Any:
-        listen = more["on_frame"]
-
-        def kill(done: int, total: int) -> None:
-            listen(done, total)
-            (worker,) = [one for one in worker_link._live if one not in worker_link._idle and not one.ended]
-            os.kill(worker._process.pid, signal.SIGKILL)
-
-        if sampling.num_frames == doomed["num_frames"]:
-            more["on_frame"] = kill
-        return whole(checkpoint, device, path, sampling, *rest, **more)
-
-    monkeypatch.setattr(pipeline, "read", killing)
-    said = refused(served.post(served.body(clips[0], "What?", holitom=doomed)), 400, "unreadable_video", "messages")
-    assert "ended unexpectedly" in said or "frames" in said
-    with ThreadPoolExecutor(2) as pool:
-        heard = pool.map(lambda _: stream(served, messages=[asked(clips[2], QUESTIONS[0])]).text, range(2))
-        assert list(heard) == [own, own]
+    """While other clients wait for their clips, each of which has to be decoded, too."""
+    starts = [0.0, 0.1, 0.2, 0.3]
+    own = [alone(demo, clips[2], QUESTIONS[0], sampling=Sampling(FRAMES, start_seconds=start)).text for start in starts]
+    assert any(own)
+    strike(monkeypatch, signal.SIGKILL, lambda: wait_until(lambda: served.places_taken == 1 + len(starts)))
+    others = [served.body(clips[2], QUESTIONS[0], holitom={"num_frames": FRAMES, "start": start}) for start in starts]
+    doomed = served.body(clips[0], "What?", holitom=DOOMED)
+    with ThreadPoolExecutor(5) as pool:
+        hit, *beside = pool.map(served.post, [doomed, *others])
+    said = refused(hit, 400, "unreadable_video", "messages")
+    assert said.startswith("The clip could not be read: av ended unexpectedly (exit status -9")
+    assert [answer.json()["choices"][0]["message"]["content"] for answer in beside] == own
+    assert not any(answer.json()["usage"]["holitom"]["clip_reused"] for answer in beside)  # control
+    assert served.get("/ready").status_code == 200
     monkeypatch.undo()
-    assert served.post(served.body(clips[0], "What?", holitom=doomed)).status_code == 200  # control
+    assert served.post(doomed).status_code == 200  # control: nothing but the blow was wrong
     served.settle()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+def test_decoder_that_hangs_holds_nothing_up(
+    served: Served, tmp_path: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the end of its request nor, where the client leaves, the place of another one."""
+    strike(monkeypatch, signal.SIGSTOP)
+    body = served.body(clips[1], "What?", holitom=DOOMED)
+    with raw(served, body):
+        wait_until(lambda: any(stopped(worker) for worker in worker_link._live))
+        assert served.places_taken == 1
+    wait_until(served.is_idle, 2)  # its decoder would have had a minute
+    monkeypatch.undo()
+    strike(monkeypatch, signal.SIGSTOP, lambda: time.sleep(1))  # so that its own time would end after the request's
+    with serving(lambda: load("demo"), tmp_path, timeout_seconds=2.0) as hasty:
+        began = time.monotonic()
+        refused(hasty.post({**body, "model": hasty.model_id}), 504, "timeout")
+        assert time.monotonic() - began < 2.7
+        hasty.settle()
+    assert not any(stopped(worker) for worker in worker_link._live)
+    monkeypatch.undo()
+    assert served.post(body).status_code == 200  # control
+    served.settle()
+
+
+def stopped(worker: worker_link.Worker) -> bool:
+    """Whether a decoder has been stopped, as by SIGSTOP."""
+    try:
+        return bool(psutil.Process(worker._process.pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from holitom_cli.errors import VideoError
-from holitom_cli.video import client, probe, read, stop_workers, warm_up, worker_link
+from holitom_cli.video import client, probe, read, stop_workers, unless, warm_up, worker_link
 from tests import clips
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="faults are made with POSIX signals")
@@ -173,6 +174,23 @@ def test_stop_workers_ends_a_read_at_once(clip: Path, monkeypatch: pytest.Monkey
         read(clip)
     assert time.monotonic() - started < 1.5
     assert kept() == 0
+
+
+@pytest.mark.timeout(10)
+def test_a_read_that_nobody_wants_any_more_ends(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other: the event is of one thread's reads."""
+    inject(monkeypatch, "worker.Server.answer", HANG)
+    unwanted = threading.Event()
+    threading.Timer(0.5, unwanted.set).start()
+    with pytest.raises(VideoError, match="was stopped"), unless(unwanted):
+        read(clip)
+    assert kept() == 0
+    monkeypatch.undo()
+    with unless(unwanted), pytest.raises(VideoError, match="was stopped"):
+        read(clip)
+    assert len(read(clip, 2)) == 2  # outside, it has no effect
+    with ThreadPoolExecutor(1) as other, unless(unwanted):
+        assert len(other.submit(read, clip, 2).result()) == 2
 
 
 # No main guard: a library that ran the caller's module again would fork without end here.
