@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn, TextIO
 
 INTERRUPTED = 130
@@ -29,6 +30,8 @@ def watch_for_interrupts() -> None:
     thread = threading.Thread(target=_end_after_interrupt, args=(reader, writer), daemon=True)
     thread.start()
     sys.unraisablehook = _end_where_nothing_can_be_raised
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _raise_where_it_can_be)
 
 
 _patient = threading.Event()  # the next Ctrl-C is left to whoever asked for it
@@ -81,6 +84,12 @@ def end_at_once(code: int = INTERRUPTED) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _raise_where_it_can_be(number: int, frame: FrameType | None) -> None:
+    """Break off what runs, but not torch's import: its C++ would abort the process. The watching thread ends that."""
+    if not getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+        signal.default_int_handler(number, frame)
 
 
 def _end_where_nothing_can_be_raised(what: sys.UnraisableHookArgs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -88,7 +90,9 @@ def ask(clip: Path, options: list[str]) -> list[str | Path]:
 
 MOMENTS: dict[str, tuple[list[str], Callable[[Running], object]]] = {
     "start": (LONG, lambda running: time.monotonic() > running.began + 0.1),
-    "imports": (LONG, lambda running: time.monotonic() > running.began + 0.6),
+    "imports": (LONG, lambda running: time.monotonic() > running.began + 0.4),
+    "torch's import": (LONG, lambda running: time.monotonic() > running.began + 0.6),
+    "the end of it": (LONG, lambda running: time.monotonic() > running.began + 0.9),
     "loading": (LONG, lambda running: "Loading " in running.heard[1]),
     "decoding": (LONG, lambda running: "Reading frames" in running.heard[1] and running.children()),
     "watching": (LONG, lambda running: "Watching" in running.heard[1]),
@@ -317,3 +321,19 @@ def test_any_encoding_of_stdout_will_do(tmp_path: Path, encoding: str, monkeypat
     assert json.loads(document) == {"answer": "Straße 橋 🌉"}
     assert text == ("Straße 橋 🌉" if encoding == "utf-8" else text)
     assert ("橋" in document) is ("橋" in text) is (encoding == "utf-8")
+
+
+def test_nothing_is_raised_into_torchs_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its C++ lets no exception through: the process would abort. The watching thread ends it all the same."""
+    from holitom_cli.cli.guard import _raise_where_it_can_be
+
+    module = types.ModuleType("torch")
+    module.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    monkeypatch.setitem(sys.modules, "torch", module)
+    with pytest.raises(KeyboardInterrupt):
+        _raise_where_it_can_be(signal.SIGINT, None)
+    module.__spec__._initializing = True  # type: ignore[attr-defined]
+    _raise_where_it_can_be(signal.SIGINT, None)
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(KeyboardInterrupt):
+        _raise_where_it_can_be(signal.SIGINT, None)
