@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from holitom_cli.cli import inline, served, session
-from holitom_cli.cli import pictures as drawing
+from holitom_cli.cli import served, session
 from holitom_cli.cli.console import Talk, write, write_json
 from holitom_cli.cli.options import (
     AnswerOptions,
@@ -117,6 +116,7 @@ def ask(
 
     warm_up()
     from holitom_cli import methods, pipeline
+    from holitom_cli.cli import pictures as drawing
     from holitom_cli.clock import Clock
 
     pipeline.check_generation(Generation(**asdict(answer)))
@@ -176,6 +176,8 @@ def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Pa
     """What shows pictures in this terminal, None where they are not wanted, or cannot be shown."""
     if not pictures.inline:
         return None
+    from holitom_cli.cli import inline
+
     if talk.quiet:
         refuse_idle(context, "inline", "With --quiet there is no report")
     paint = inline.painter(talk.console)

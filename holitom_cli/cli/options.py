@@ -490,7 +490,7 @@ def command(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None
         @functools.wraps(function)
         def run(**values: Any) -> None:
             debug, as_json = values.pop("debug"), bool(values.get("json", False))
-            filled = [group(**{item.name: values.pop(item.name) for item in _parameters(group)}) for group in groups]
+            filled = [group(**{field.name: values.pop(field.name) for field in fields(group)}) for group in groups]
             with errors_in_a_sentence(debug=debug, as_json=as_json):
                 function(*filled, **values)
 

@@ -97,7 +97,6 @@ def _by(
     path: Path, request: Request, context: typer.Context, talk: Talk, *, aloud: bool
 ) -> tuple[list[AnswerRecord], str]:
     from holitom_cli.serve.link import Clip, ElsewhereError, Wanted, link
-    from holitom_cli.video import warm_up
 
     model = request.model
     wanted = Wanted(model.model, model.revision, model.device, model.dtype, model.quantize)
@@ -108,10 +107,17 @@ def _by(
             names, has_presets = linked.settings_of(request.method.method)
             method = request.method.words(context, names, has_presets=has_presets)
             with talk.busy("Asking the running server"):
-                linked.ask(clip, method, Generation(**asdict(request.answer)), [*request.questions], warm_up)
+                linked.ask(clip, method, Generation(**asdict(request.answer)), [*request.questions], _warm_up)
             return list(_heard(linked, request, talk, aloud=aloud)), ""
     except ElsewhereError as error:
         return [], f"The running server was not asked: {error}."
+
+
+def _warm_up() -> None:
+    """Start a decoder; a clip that the server knows needs none, nor the modules that know of them."""
+    from holitom_cli.video import warm_up
+
+    warm_up()
 
 
 def _heard(linked: Link, request: Request, talk: Talk, *, aloud: bool) -> Iterable[AnswerRecord]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -37,7 +36,7 @@ def listening(folder: Path) -> Iterator[socket.socket]:
         OSError: it cannot be made there, for a path that is too long, say.
     """
     _make(folder)
-    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"
+    path = folder / f"{os.getpid()}-{os.urandom(4).hex()}{_ENDING}"
     unfinished = path.with_suffix(_UNFINISHED)
     for other in (*found(folder), *folder.glob(f"*{_UNFINISHED}")):
         _remove_if_dead(other)

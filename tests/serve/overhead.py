@@ -2,7 +2,8 @@
 
 Each round starts `holitom ask` anew: about a clip that the server has never seen, then again about the same one, and by
 itself. Overhead is the process's wall time, from its start to its end, without the stages that its record counts:
-starting Python, finding the server, sending frames and printing. The last line on stdout is JSON.
+starting Python, finding the server, sending frames and printing. Processor time is the client's and its decoder's, which
+a busy machine changes less. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -67,7 +69,7 @@ def main() -> int:
 
 def run(home: Path, model: str, device: str, clip: Path, *options: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Ask once; milliseconds, and what was said by whom."""
-    before = time.perf_counter()
+    before, spent = time.perf_counter(), processor_seconds()
     out = start(
         home, str(PROGRAM), "ask", str(clip), "What happens?", "--model", model, "--device", device,
         "--json", "--quiet", "--num-frames", str(FRAMES), *options,
@@ -76,13 +78,24 @@ def run(home: Path, model: str, device: str, clip: Path, *options: str) -> tuple
     document = json.loads(out)
     (result,) = document["results"]
     answer = result["timings"]["time_to_answer_s"] * 1000
-    row = {"wall": wall, "answer": answer, "overhead": wall - answer}
+    row = {
+        "wall": wall,
+        "answer": answer,
+        "overhead": wall - answer,
+        "processor": (processor_seconds() - spent) * 1000,
+    }
     return row, {"answer": result["answer"], "served": "served_by" in document}
 
 
 def start(home: Path, *command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(home), timeout=120)
     return done.stdout
+
+
+def processor_seconds() -> float:
+    """What all processes have taken that were started here and have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -96,9 +109,9 @@ def middle(numbers: Any) -> float:
 
 
 def show(told: dict[str, dict[str, float]], floors: dict[str, float]) -> None:
-    print(f"{'milliseconds, medians':<24}{'wall':>10}{'answer':>10}{'overhead':>10}")
+    print(f"{'milliseconds, medians':<24}{'wall':>10}{'answer':>10}{'overhead':>10}{'processor':>10}")
     for name, row in told.items():
-        print(f"{name:<24}{row['wall']:>10.1f}{row['answer']:>10.1f}{row['overhead']:>10.1f}")
+        print(f"{name:<24}" + "".join(f"{value:>10.1f}" for value in row.values()))
     for name, wall in floors.items():
         print(f"{name:<24}{wall:>10.1f}")
 

@@ -541,10 +541,10 @@ def test_clip_that_cannot_be_read_is_told_as_ever(invoke: Any, near: Served, fol
 
 
 def test_nothing_heavy_is_imported_where_a_server_answers(near: Served, folder: Path, clips: list[Path]) -> None:
-    """Not even numpy, where the server knows the clip."""
+    """Not even numpy or what decodes, where the server knows the clip."""
     program = (
-        "import json, sys\nfrom holitom_cli.cli.app import app\n"
-        "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
+        "import json, sys\nfrom holitom_cli.cli.app import build\n"
+        "try:\n    build(sys.argv[1:2])(sys.argv[1:], standalone_mode=False)\n"
         "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
 
@@ -559,9 +559,13 @@ def test_nothing_heavy_is_imported_where_a_server_answers(near: Served, folder: 
             "numpy",
             "av",
             "huggingface_hub",
+            "tomllib",
+            "holitom_cli.report.page",
+            "holitom_cli.report.pictures",
+            "holitom_cli.video.worker_link",
         }
 
-    assert loaded() <= {"numpy"}
+    assert loaded() <= {"numpy", "holitom_cli.video.worker_link"}
     assert loaded() == set()
     assert "torch" in loaded("--server", "off")  # control
 
