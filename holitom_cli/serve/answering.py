@@ -108,6 +108,7 @@ class Answering:
         self.places = Places(limits.places)
         self._large = asyncio.Semaphore(_LARGE_REQUESTS)
         self.draining = False  # those who come now are too late
+        self.timeout_seconds = limits.timeout_seconds
 
     async def create(self, request: Request) -> Response:
         """Answer a request, in one piece or as a stream.
@@ -123,7 +124,7 @@ class Answering:
         check_type(request, "application/json")
         place = self.places.take()
         began = time.monotonic()
-        deadline = asyncio.get_running_loop().time() + self._limits.timeout_seconds
+        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
                 wish, clip, seen_before = await self._read(request, model)
@@ -201,7 +202,7 @@ class Answering:
             yield told
 
     def _late(self) -> Refused:
-        seconds = self._limits.timeout_seconds
+        seconds = self.timeout_seconds
         return Refused(504, f"There was no answer within {seconds:g} s.", "Ask for less, or try later.", "timeout")
 
 

@@ -248,10 +248,14 @@ class Engine:
 
     def _end(self, ended: Ended[Asking]) -> None:
         asking, outcome = ended.open, ended.outcome
-        if isinstance(outcome, Answer) and asking.stops.met:
+        stops = asking.stops
+        if isinstance(outcome, Answer) and not stops.met and (left := outcome.text.removeprefix(asking.shown)):
+            # A character that never became whole, with what came with it, or half of a text to stop at.
+            rest = stops.rest(left)
+            asking.shown += rest
+            self._events.append((asking, rest))
+        if isinstance(outcome, Answer) and stops.met:
             outcome = replace(outcome, text=asking.shown, finish_reason="stop")
-        elif isinstance(outcome, Answer) and (rest := outcome.text.removeprefix(asking.shown)):
-            self._events.append((asking, rest))  # a character that never became whole, or half of a text to stop at
         self._events.append((asking, outcome))
 
     def _deliver(self) -> None:

@@ -52,23 +52,25 @@ class _Caller:
     """A connection to an `ask`."""
 
     socket: socket.socket
+    patience_seconds: float  # with an `ask` that was stopped, by Ctrl-Z say
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        async with self._writing:
+        async with asyncio.timeout(self.patience_seconds), self._writing:
             await asyncio.get_running_loop().sock_sendall(self.socket, wire.packed(message))
 
     async def hear(self, most_behind: int = 0) -> tuple[wire.Message, bytearray]:
         """The next message.
 
         Raises:
-            ConnectionError: there is none, or it is not one of ours.
+            OSError: there is none in time, or it is not one of ours.
         """
-        size, behind = wire.HEAD.unpack(await self._read(wire.HEAD.size))
-        if size > wire.MOST_JSON_BYTES or behind > most_behind:
-            raise ConnectionError("a message that is too large")
-        message = json.loads(await self._read(size))
-        return message, await self._read(behind)
+        async with asyncio.timeout(self.patience_seconds):
+            size, behind = wire.HEAD.unpack(await self._read(wire.HEAD.size))
+            if size > wire.MOST_JSON_BYTES or behind > most_behind:
+                raise ConnectionError("a message that is too large")
+            message = json.loads(await self._read(size))
+            return message, await self._read(behind)
 
     async def _read(self, size: int) -> bytearray:
         content = bytearray(size)
@@ -125,11 +127,11 @@ class Local:
             call.add_done_callback(self._calls.discard)
 
     async def _call(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError, ValueError, KeyError, TypeError, sockets.UnsafeError):
+        with connection, suppress(OSError, ValueError, LookupError, TypeError, sockets.UnsafeError):
             # What is none of our messages ends the connection, and nothing else.
             connection.setblocking(False)
             sockets.check_peer(connection)
-            caller = _Caller(connection)
+            caller = _Caller(connection, self._service.answering.timeout_seconds)
             await caller.tell(await self._hello())
             async with asyncio.timeout(_HELLO_SECONDS):
                 asked, _ = await caller.hear()

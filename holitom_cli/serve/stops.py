@@ -30,6 +30,12 @@ class Stops:
         shown, self._held = self._held[:end], self._held[end:]
         return shown
 
+    def rest(self, text: str) -> str:
+        """What can be shown of all that has not been, once the answer has ended."""
+        self._held = ""
+        shown = self.show(text)
+        return shown if self.met else text
+
     def _open(self) -> int:
         """Characters at the end with which one of the texts may begin."""
         ends = [count for text in self._texts for count in range(1, len(text)) if self._held.endswith(text[:count])]

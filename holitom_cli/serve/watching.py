@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 from holitom_cli import pipeline, video
 from holitom_cli.batch.manifest import watched_key
 from holitom_cli.batch.reader import reader_count
-from holitom_cli.errors import HolitomError
+from holitom_cli.errors import HolitomError, VideoError
 from holitom_cli.serve.clips import content
 from holitom_cli.serve.refusals import Refused, refusal
 from holitom_cli.video.files import shown
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from holitom_cli.types import Frames, VideoInfo
 
 T = TypeVar("T")
+_Stamp = tuple[int, int, int]
 _MEMORY_SHARE = 0.5  # of the machine's, that decoders may take together, whatever clips say of themselves
 
 
@@ -66,10 +67,11 @@ class Watching:
                 raise told from error
 
     async def _known_or_read(self, path: Path, wish: Wish, model: Model) -> tuple[Clip, bool]:
+        before = _stamp(path)
         key = await self._beside(lambda _: self._key(path, wish, model))
         while (clip := self._engine.clips.get(key)) is None:
             if (other := self._first.get(key)) is None:
-                return await self._read(key, path, wish, model), False
+                return await self._read(key, path, before, wish, model), False
             await asyncio.wait([other])
             if not other.cancelled():
                 return other.result(), True
@@ -79,10 +81,12 @@ class Watching:
         where = (model.info.dtype, model.device.type)
         return watched_key(content(path), model.checkpoint, where, wish.method, wish.sampling)
 
-    async def _read(self, key: str, path: Path, wish: Wish, model: Model) -> Clip:
+    async def _read(self, key: str, path: Path, before: _Stamp, wish: Wish, model: Model) -> Clip:
         done = self._first[key] = asyncio.get_running_loop().create_future()
         try:
             frames = await self._beside(lambda gone: self._decode(path, wish, model, gone))
+            if _stamp(path) != before:  # its key is of other content, and others may ask about that
+                raise VideoError("The clip was changed while it was read.", "Ask again once it is whole.")
             clip = await self._engine.look(key, frames, wish.method)
             done.set_result(clip)
             return clip
@@ -126,6 +130,12 @@ class Watching:
             )
         if info.width * info.height > ceilings.clip_pixels:
             _too_much(f"The clip has {info.width} x {info.height} pixels; {ceilings.clip_pixels:,} is the most here.")
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes whenever a file does: size, time of the last change, and of the last change of that."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _too_much(message: str) -> None:

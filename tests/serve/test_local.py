@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,18 +15,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holitom_cli import methods, pipeline
+from holitom_cli import methods, pipeline, video
 from holitom_cli.model.loading import Model
 from holitom_cli.report.record import document
 from holitom_cli.serve import link as linking
 from holitom_cli.serve import sockets, wire
 from holitom_cli.serve.link import BrokenOffError, Clip, ElsewhereError, Link, Wanted, link
+from holitom_cli.serve.local import Local
 from holitom_cli.serve.wishes import Ceilings
 from holitom_cli.types import AnswerRecord, Generation, Sampling
 from tests.clips import make
@@ -303,6 +305,31 @@ def test_no_place_is_kept_by_those_who_send_junk(path: Path, near: Served, clips
     assert ask(path, clips[0], [QUESTIONS[0]])[0].text  # it still answers
 
 
+def test_frames_in_an_order_that_is_none_are_junk(
+    path: Path, near: Served, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which ends the connection, and nothing else."""
+    facts = wire.frames_as_json(video.read(clips[1], Sampling(num_frames=2)))
+    asked = {"clip": "", "sampling": asdict(SAMPLING), "method": HOLITOM, "generation": asdict(GREEDY)}
+    ended: list[BaseException | None] = []
+    call = Local._call
+
+    async def noted(local: Local, connection: socket.socket) -> None:
+        (outcome,) = await asyncio.gather(call(local, connection), return_exceptions=True)
+        ended.append(outcome)
+
+    monkeypatch.setattr(Local, "_call", noted)
+    with link(path, DEMO) as linked:
+        linked._tell({**asked, "questions": ["What?"]})
+        assert linked._next() == {"frames": "wanted"}
+        linked._tell({"frames": facts, "order": [7]})
+        with pytest.raises(ElsewhereError, match="does not answer"):
+            linked._next()
+    near.settle()
+    wait_until(lambda: ended)
+    assert ended == [None]
+
+
 # --- ends ------------------------------------------------------------------------------------------
 
 
@@ -392,6 +419,20 @@ def test_caller_that_leaves_frees_its_row_and_place(talkative_near: tuple[Served
         linked._next()
         assert (near.places_taken, near.engine.speaking) == (1, 1)
     near.settle()
+
+
+def test_caller_that_is_stopped_gives_its_place_back(tmp_path: Path, clips: list[Path]) -> None:
+    """In the middle of its frames, where nothing else would end it."""
+    folder = tmp_path / "servers"
+    with serving(lambda: load_model("demo"), tmp_path, local=folder, timeout_seconds=1.0) as hasty:
+        (door,) = sockets.found(folder)
+        with link(door, DEMO) as linked:
+            asked = {"clip": "", "sampling": asdict(SAMPLING), "method": HOLITOM, "generation": asdict(GREEDY)}
+            linked._tell({**asked, "questions": ["What?"]})
+            assert linked._next() == {"frames": "wanted"}
+            assert hasty.places_taken == 1
+            wait_until(lambda: hasty.places_taken == 0, 5)
+        assert ask(door, clips[1], ["What?"])[0].token_ids  # control: who goes on is answered
 
 
 def test_signs_of_life_are_heard_while_nothing_is_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ import httpx2
 import openai
 import pytest
 
+from holitom_cli import pipeline
 from holitom_cli.model.loading import Model
 from holitom_cli.serve.clips import Clips, new_clip
 from holitom_cli.serve.engine import Engine
@@ -202,6 +204,31 @@ def test_words_without_end_do_not_reach_the_model(served: Served, messages: list
     refused(served.post({"model": "demo", "messages": messages}), 400, "too_long", "messages")
 
 
+def test_clip_that_changes_while_it_is_read(
+    tmp_path: Path, random: Model, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who can write to an allowed folder could have others, who ask about its first content, told of another."""
+    file, whole = tmp_path / "clip.mp4", pipeline.read
+    file.write_bytes(clips[1].read_bytes())
+    first, second = (alone(random, clip, QUESTIONS[0]).text for clip in (clips[1], clips[0]))
+    assert first != second
+
+    def swapped(*what: Any, **more: Any) -> Any:
+        times = file.stat()
+        file.write_bytes(clips[0].read_bytes())
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had happened
+        return whole(*what, **more)
+
+    with serving(load_endless, tmp_path) as there:
+        by_name = there.body(f"file://{file}", QUESTIONS[0])
+        with monkeypatch.context() as changed:
+            changed.setattr(pipeline, "read", swapped)
+            said = refused(there.post(by_name), 400, "unreadable_video", "messages")
+        assert said.startswith("The clip was changed while it was read.")
+        for body, own in ((there.body(clips[1], QUESTIONS[0]), first), (by_name, second)):
+            assert there.post(body).json()["choices"][0]["message"]["content"] == own
+
+
 def test_too_large(tmp_path: Path, clips: list[Path]) -> None:
     ceilings = Ceilings(clip_seconds=0.5)
     with serving(lambda: load("demo"), tmp_path, upload_bytes=100_000, ceilings=ceilings) as small:
@@ -327,8 +354,6 @@ def test_not_ready_until_the_model_is_there(tmp_path: Path, clips: list[Path]) -
 
 
 def test_clips_are_kept_within_the_limit(demo: Model, clips: list[Path]) -> None:
-    from holitom_cli import pipeline
-
     made = [new_clip(str(number), pipeline.watch(demo, clip, num_frames=4), demo) for number, clip in enumerate(clips)]
     size = max(clip.nbytes for clip in made)
     held = Clips(2 * size)

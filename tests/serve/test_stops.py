@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from holitom_cli.model.loading import Model
+from holitom_cli.model.prompt import Chat
 from holitom_cli.serve.stops import Stops
 from tests.serve.served import Served, asked, stream, wait_until
 from tests.serve.test_answers import alone
@@ -87,3 +88,14 @@ def test_half_of_a_text_is_told_in_the_end(talkative: Served, clips: list[Path],
     request = {"messages": [asked(clips[1], QUESTION)], "max_tokens": 40}
     heard = stream(talkative, **request, stop=[said[-5:] + " and so on"])
     assert (heard.text, heard.finish_reason) == (said, "length")
+
+
+def test_what_is_told_in_the_end_is_cut_too(
+    talkative: Served, clips: list[Path], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer holds text back that stands in one token with half a character; here it holds back everything."""
+    monkeypatch.setattr(Chat, "pieces", lambda _: lambda _: "")
+    request = {"messages": [asked(clips[1], QUESTION)], "max_tokens": 40}
+    heard = stream(talkative, **request, stop=[said[20:25]])
+    assert (heard.text, heard.finish_reason) == (cut(said, [said[20:25]]), "stop")
+    assert stream(talkative, **request).text == said  # control
