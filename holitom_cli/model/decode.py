@@ -191,5 +191,6 @@ def _nucleus(shares: Tensor, top_p: float) -> Tensor:
     if top_p >= 1:
         return shares
     ordered, order = shares.sort(dim=-1, descending=True)
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+    least = max(top_p, 1e-30)  # what is smaller may be 0 in float32, and then nothing would be kept
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= least, 0)
     return torch.zeros_like(shares).scatter(-1, order, ordered)

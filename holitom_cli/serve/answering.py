@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,38 +122,39 @@ class Answering:
         if self.draining:
             raise refusal(stopped())
         check_type(request, "application/json")
-        place = self.places.take()
         began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + self.timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
-                wish, clip, seen_before = await self._read(request, model)
-                watched = known(clip.watched, model) if seen_before else clip.watched
-                asking = Asking(
-                    clip=clip,
-                    watched=watched,
-                    text=wish.text,
-                    turns=wish.turns,
-                    system=wish.system,
-                    generation=wish.generation,
-                    stops=Stops(wish.stops),
-                    on_end=place.free,
-                )
-                reply = Reply(model.info.id, wish.include_usage)
-                if wish.stream:
-                    begun = await unless_gone(request.receive, self._begin(asking, began))
-                    return Stream(reply, asking, *begun, place, deadline, self._late)
-                answer = await unless_gone(request.receive, self._whole(asking, began))
-                return JSONResponse(reply.whole(answer, asking.reused_tokens))
+                return await self._create(request, model, began, deadline)
         except TimeoutError:
-            place.free()
             raise self._late() from None
         except ClientDisconnect:
-            place.free()
             return Response(status_code=CLIENT_LEFT)
-        except BaseException:
-            place.free()
-            raise
+
+    async def _create(self, request: Request, model: Model, began: float, deadline: float) -> Response:
+        with ExitStack() as giving_up:  # however this ends, but with a stream that goes on
+            place = self.places.take()
+            giving_up.callback(place.free)
+            wish, clip, seen_before = await self._read(request, model)
+            asking = Asking(
+                clip=clip,
+                watched=known(clip.watched, model) if seen_before else clip.watched,
+                text=wish.text,
+                turns=wish.turns,
+                system=wish.system,
+                generation=wish.generation,
+                stops=Stops(wish.stops),
+                on_end=place.free,
+            )
+            giving_up.callback(asking.leave)
+            reply = Reply(model.info.id, wish.include_usage)
+            if wish.stream:
+                begun = await unless_gone(request.receive, self._begin(asking, began))
+                giving_up.pop_all()
+                return Stream(reply, asking, *begun, place, deadline, self._late)
+            answer = await unless_gone(request.receive, self._whole(asking, began))
+            return JSONResponse(reply.whole(answer, asking.reused_tokens))
 
     async def _read(self, request: Request, model: Model) -> tuple[Wish, Clip, bool]:
         """What is wished for, its clip, and whether that was there before; of the request nothing is held any more."""
@@ -168,11 +169,8 @@ class Answering:
     async def _whole(self, asking: Asking, began: float) -> Answer:
         """The answer, once it is whole."""
         told, events = await self._begin(asking, began)
-        try:
-            while not isinstance(told, Answer):
-                told = await anext(events)
-        finally:
-            asking.gone = True
+        while not isinstance(told, Answer):
+            told = await anext(events)
         return told
 
     async def _begin(self, asking: Asking, began: float) -> tuple[str | Answer, AsyncIterator[str | Answer]]:
@@ -183,9 +181,6 @@ class Answering:
             return await anext(events), events
         except HolitomError as error:
             raise refusal(error) from error
-        except BaseException:
-            asking.gone = True
-            raise
 
     async def _events(self, asking: Asking, began: float) -> AsyncIterator[str | Answer]:
         """Pieces of an answer, the answer last.
@@ -238,7 +233,7 @@ class Stream(Response):
         except ClientDisconnect:
             pass
         finally:
-            self._asking.gone = True
+            self._asking.leave()
             self._place.free()
         await write(b"", more=False)
 

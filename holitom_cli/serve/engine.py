@@ -38,6 +38,10 @@ class Asking(Question):
     events: asyncio.Queue[str | Answer | HolitomError] = field(default_factory=asyncio.Queue)
     shown: str = ""
 
+    def leave(self) -> None:
+        """Say that nobody waits for it any more."""
+        self.gone = True
+
 
 @dataclass(slots=True, eq=False)
 class _Look:

@@ -254,7 +254,7 @@ class Local:
                 engine.ask(asking)
                 await self._tell_all(caller, asking)
             finally:
-                asking.gone = True
+                asking.leave()
 
     async def _tell_all(self, caller: _Caller, asking: Asking) -> None:
         """An answer's pieces as they come, and its record.

@@ -79,12 +79,21 @@ def parse(body: bytes) -> dict[str, Any]:
         Refused: it is none.
     """
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "The request is not valid JSON.", code="invalid_json") from error
     if not isinstance(found, dict):
         raise Refused(400, "The request is not a JSON object.", code="invalid_json")
     return found
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names can be told in an answer, and all of whose values count."""
+    made = dict(pairs)
+    "".join(made).encode()  # surrogates have no meaning by themselves
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice")
+    return made
 
 
 def _no_constant(name: str) -> None:
@@ -277,6 +286,7 @@ def _stops(given: Any) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str) or not 1 <= len(text) <= _MOST_STOP_LENGTH:
             raise _wrong("stop", f"has to be made of 1 to {_MOST_STOP_LENGTH} characters")
+        _text({"stop": text}, "stop")
     return tuple(texts)
 
 

@@ -49,6 +49,7 @@ def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
 @pytest.mark.parametrize(
     ("top_p", "allowed"),
     [
+        (1e-320, {1}),  # nothing in float32
         (1e-9, {1}),
         (0.39, {1}),
         (0.41, {1, 2}),

@@ -18,6 +18,7 @@ from holitom_cli.errors import UsageError
 from holitom_cli.model.decode import generate
 from holitom_cli.model.loading import Model
 from holitom_cli.model.prompt import Turn
+from holitom_cli.serve import answering
 from holitom_cli.types import Answer, Generation, Sampling
 from tests.serve.served import FRAMES, SMALL_BUFFER_BYTES, Served, asked, stream, wait_until
 
@@ -206,6 +207,26 @@ def test_client_that_leaves_gives_row_and_place_back(talkative: Served, clips: l
         with pytest.raises(AssertionError):
             wait_until(talkative.is_idle, 2)
     talkative.settle()
+
+
+def test_row_is_given_back_by_an_answer_that_begins_too_late(
+    talkative: Served, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline may come in the very moment in which the first piece does."""
+    in_time = answering.unless_gone
+
+    async def late(receive: Any, work: Any) -> Any:
+        outcome = await in_time(receive, work)
+        if work.__name__ == "_begin":
+            raise TimeoutError
+        return outcome
+
+    monkeypatch.setattr(answering, "unless_gone", late)
+    body = talkative.body(clips[1], QUESTIONS[0], stream=True, max_tokens=1000)
+    assert talkative.post(body).status_code == 504
+    wait_until(talkative.is_idle, 1)  # the whole answer takes longer: see the control above
+    monkeypatch.undo()
+    assert talkative.post({**body, "max_tokens": 1}).status_code == 200
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])

@@ -94,6 +94,7 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({"stop": [1]}, "invalid_value", "stop"),
     ({"stop": "." * 257}, "invalid_value", "stop"),
     ({"stop": {"text": "."}}, "invalid_value", "stop"),
+    ({"stop": ["\ud800"]}, "invalid_value", "stop"),
     ({"logprobs": True}, "unsupported_parameter", "logprobs"),
     ({"tools": []}, "unsupported_parameter", "tools"),
     ({"frequency_penalty": 0.5}, "unsupported_parameter", "frequency_penalty"),
@@ -148,7 +149,20 @@ def test_another_model_is_not_found(served: Served) -> None:
 
 @pytest.mark.parametrize(
     "junk",
-    [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"\xff\xfe{}", b"[" * 100_000, b'{"a": ' * 100_000, b"1" * 5000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model": NaN}',
+        b'{"\\ud800": 1}',
+        b'{"a": {"\\udfff": 1}}',
+        b'{"n": 1, "n": 2}',
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b'{"a": ' * 100_000,
+        b"1" * 5000,
+    ],
     ids=lambda junk: repr(junk[:8]),
 )
 def test_junk_is_no_request(served: Served, junk: bytes) -> None:
