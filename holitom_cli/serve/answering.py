@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _WORDS_BYTES = 1024**2
 _LARGE_REQUESTS = 4  # that are in memory at a time; others are read when their clips are in files
+# As where clips are fetched from others.
+_SILENCE_SECONDS = 10.0  # between two parts of a body
+_START_SECONDS = 5.0  # after which the mean speed counts
+_SLOWEST_BYTES_PER_SECOND = 16_384
 CLIENT_LEFT = 499  # nobody sees it but the metrics; nginx's number for it
 
 
@@ -268,7 +272,7 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     """A request's body.
 
     Raises:
-        Refused: it is too large.
+        Refused: it is too large, or comes too slowly.
         ClientDisconnect: nobody waits for an answer.
     """
     body = bytearray()
@@ -281,17 +285,39 @@ async def counted(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
     """A request's body as it arrives.
 
     Raises:
-        Refused: it is too large, by its own account or as it turns out.
+        Refused: it is too large, by its own account or as it turns out, or comes too slowly.
         ClientDisconnect: nobody waits for an answer.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most_bytes:
         raise _too_large(most_bytes)
     arrived = 0
-    async for part in request.stream():
+    async for part in in_time(request.stream()):
         arrived += len(part)
         if arrived > most_bytes:
             raise _too_large(most_bytes)
+        yield part
+
+
+async def in_time(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass parts of a body on as long as they come fast enough: a request has its place while it does.
+
+    Raises:
+        Refused: they do not.
+    """
+    clock = asyncio.get_running_loop().time
+    began, arrived = clock(), 0
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                part = await anext(parts, None)
+        except TimeoutError:
+            raise _too_slow() from None
+        if part is None:
+            return
+        arrived, seconds = arrived + len(part), clock() - began
+        if part and seconds > _START_SECONDS and arrived < seconds * _SLOWEST_BYTES_PER_SECOND:
+            raise _too_slow()
         yield part
 
 
@@ -299,6 +325,10 @@ def _too_large(most_bytes: int) -> Refused:
     return Refused(
         413, f"The request is larger than {most_bytes:,} bytes.", "Send a smaller clip.", "request_too_large"
     )
+
+
+def _too_slow() -> Refused:
+    return Refused(408, "The request comes too slowly.", "Send it faster, or a smaller clip.", "timeout")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

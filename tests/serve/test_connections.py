@@ -6,11 +6,12 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from holitom_cli.serve import server
+from holitom_cli.serve import answering, server
 from tests.serve.served import SMALL_BUFFER_BYTES, Served, load_endless, serving, wait_until
 from tests.serve.test_answers import QUESTIONS, raw
 
@@ -71,6 +72,40 @@ def test_connection_without_a_request_is_closed(hasty: Served, said: bytes) -> N
         assert b"HTTP/1.1 200" in (heard := read_all(idle)) or b"\r\n\r\n" not in said
         assert heard.count(b"HTTP/1.1 200") == said.count(b"\r\n\r\n")
     wait_until(lambda: hasty.connections == 0)
+
+
+@pytest.mark.parametrize("seconds_between", [None, 0.05], ids=["silent", "a byte now and then"])
+def test_slow_bodies_hold_nobody_up(
+    hasty: Served, clips: list[Path], monkeypatch: pytest.MonkeyPatch, seconds_between: float | None
+) -> None:
+    """As many as may be large at a time: clips of others would have to wait for them."""
+    monkeypatch.setattr(answering, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(answering, "_START_SECONDS", 0.5)
+    body = hasty.body(clips[1], QUESTIONS[0], max_tokens=1)
+    large = json.dumps(body).encode() + b" " * 2**20
+    with ExitStack() as open_too_long:
+        slow = [open_too_long.enter_context(raw(hasty, body, length=f"Content-Length: {len(large)}")) for _ in range(4)]
+        wait_until(lambda: hasty.places_taken == 4)
+        began = time.monotonic()
+        while seconds_between and hasty.places_taken and time.monotonic() < began + TIMEOUT_SECONDS:
+            for each in slow:
+                each.sendall(b" ")
+            time.sleep(seconds_between)
+        assert hasty.post(large).status_code == 200
+        assert time.monotonic() - began < TIMEOUT_SECONDS - 0.5
+        for each in slow:
+            assert each.recv(64).startswith(b"HTTP/1.1 408 ")
+    wait_until(hasty.is_idle)
+
+
+def test_slow_body_is_taken_where_it_is_fast_enough(hasty: Served, clips: list[Path]) -> None:
+    """A control: the same pauses, and no more than a server bears with."""
+    content = json.dumps(hasty.body(clips[1], QUESTIONS[0], max_tokens=1)).encode()
+    with raw(hasty, {}, length=f"Content-Length: {len(content)}") as there:
+        for start in range(0, len(content), len(content) // 8 + 1):
+            there.sendall(content[start : start + len(content) // 8 + 1])
+            time.sleep(0.05)
+        assert there.recv(64).startswith(b"HTTP/1.1 200 ")
 
 
 def test_request_that_takes_longer_keeps_its_connection(hasty: Served, clips: list[Path]) -> None:
