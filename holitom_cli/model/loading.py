@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -246,10 +246,28 @@ def _read(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quan
         network = Network(checkpoint.config, dtype)
         if quantize:
             prepare(device)
+        if device.type == "cuda":
+            _rehearse(checkpoint, device, dtype)
         found = {name: tensor.result() for name, tensor in coming.items()}
     _check_loaded(source, *unfit(network, found))
     fill(network, lambda name, _: found[name])
     return network.to(device)  # the buffers
+
+
+def _rehearse(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    """Show even frames to one layer of such a tower: the first frames of a process wait a second for its kernels."""
+    from holitom_cli.model import vision
+
+    config = checkpoint.config
+    tower, text = replace(config.vision_config, num_hidden_layers=1), replace(config.text_config, num_hidden_layers=0)
+    small = replace(config, vision_feature_layer=-1, vision_config=tower, text_config=replace(text, vocab_size=1))
+    network = Network(small, dtype)
+    fill(network, lambda _, like: torch.zeros(like.shape, dtype=dtype, device=device))
+    join_tower(network.to(device).eval().model.vision_tower)
+    alike = replace(checkpoint, config=small, shape=shape_of(small))
+    colours = torch.arange(vision.CHUNK_FRAMES, dtype=torch.float32, device=device)  # equal frames count as one
+    pixels = colours[:, None, None, None].expand(-1, tower.num_channels, tower.image_size, tower.image_size)
+    vision.encode(Model(network, alike, describe(alike, network, device, dtype)), pixels)
 
 
 def _spread(checkpoint: Checkpoint, dtype: torch.dtype, device_map: DeviceMap) -> Any:
