@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,29 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.int64]
 
 
-def moved(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors on the CPU to a device at once; each starts at a multiple of 16 bytes, as kernels like it."""
-    ends = np.cumsum([-(-part.nbytes // 16) * 16 for part in parts]).tolist()
-    places = [slice(start, start + part.nbytes) for start, part in zip([0, *ends], parts, strict=False)]
-    together = np.empty(ends[-1], np.uint8)
+def moved(parts: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Arrays to a device at once; each starts at a multiple of 16 bytes, as kernels like it."""
+    places, total = [], 0
+    for part in parts:
+        places.append(total)
+        total += -(-part.nbytes // 16) * 16
+    together = np.empty(total, np.uint8)
     for place, part in zip(places, parts, strict=True):
-        together[place] = part.numpy().reshape(-1).view(np.uint8)
+        together[place : place + part.nbytes] = part.reshape(-1).view(np.uint8)
     there = torch.from_numpy(together).to(device)
-    return [there[place].view(part.dtype).view(part.shape) for place, part in zip(places, parts, strict=True)]
+    as_kind = {kind: there.view(_KINDS[kind]) for kind in {part.dtype.char for part in parts}}
+    return [
+        as_kind[part.dtype.char].as_strided(part.shape, _steps(part.shape), place // part.itemsize)
+        for place, part in zip(places, parts, strict=True)
+    ]
+
+
+_KINDS = {np.dtype(name).char: kind for name, kind in (("?", torch.bool), ("f4", torch.float32), ("i8", torch.int64))}
+
+
+def _steps(shape: Sequence[int]) -> list[int]:
+    """From one entry of a dimension to the next, where all lie behind one another."""
+    return [math.prod(shape[at + 1 :]) for at in range(len(shape))]
 
 
 def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArray) -> IntArray:
@@ -36,8 +51,14 @@ def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArr
         count: (R,), at most as many as are allowed.
     """
     columns = scores.shape[1]
-    bits = (scores + np.float32(0)).view(np.int32)  # -0 and 0 are equal
-    ordered = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)  # as integers, which sort faster, and stand apart:
-    keys = np.where(allowed, ordered * columns + np.arange(columns)[::-1], np.iinfo(np.int64).min)
-    least = np.take_along_axis(np.sort(keys, 1), (columns - count).clip(max=columns - 1)[:, None], 1)
-    return np.flatnonzero((keys >= least) & (count > 0)[:, None])
+    masked = np.where(allowed, scores, _NEVER)
+    at = (columns - count).clip(max=columns - 1)
+    least = np.sort(masked, 1)[np.arange(len(at)), at][:, None]
+    found = (masked >= least) & (count > 0)[:, None]
+    if np.count_nonzero(found) != count.sum():  # several equal the last one, or are no numbers
+        order = np.argsort(-masked, 1, kind="stable")
+        np.put_along_axis(found, order, np.arange(columns) < count[:, None], 1)
+    return np.flatnonzero(found)
+
+
+_NEVER = np.float32(-np.inf)

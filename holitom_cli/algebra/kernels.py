@@ -5,7 +5,6 @@ Sums over all tokens of a clip read every token once and copy none; clusters tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from holitom_cli.algebra.merge import Wanted
+    from holitom_cli.algebra.merge import IntArray, Wanted
 
 _WIDE = 1024  # features of a token that a program adds up at a time
 
@@ -56,29 +55,29 @@ def neighbour_similarity(tokens: Tensor) -> Tensor:
     return out
 
 
-def segment_means(tokens: Tensor, segments: Sequence[range], bounds: Tensor) -> Tensor:
+def segment_means(tokens: Tensor, bounds: IntArray, there: Tensor) -> Tensor:
     """Mean of every cell over the frames of each of G segments.
 
     Args:
         tokens: (F, P, D).
-        segments: of frames.
-        bounds: (G, 2) int64, their first and their last frame + 1, on the device of the tokens.
+        bounds: (G, 2), the first frame of each and the first behind it.
+        there: the same on the device of the tokens, int64.
 
     Returns:
         (G, P, D) float32.
     """
     if not runs_on(tokens):
-        return torch.stack([tokens[part.start : part.stop].mean(0, dtype=torch.float32) for part in segments])
+        return torch.stack([tokens[start:stop].mean(0, dtype=torch.float32) for start, stop in bounds.tolist()])
     features = tokens.shape[1] * tokens.shape[2]
-    out = torch.empty(len(segments), *tokens.shape[1:], device=tokens.device)
+    out = torch.empty(len(bounds), *tokens.shape[1:], device=tokens.device)
     with torch.cuda.device_of(tokens):
-        _triton().segment_means[-(-features // _WIDE), len(segments)](
-            tokens.contiguous(), bounds, out, features, BLOCK=_WIDE
+        _triton().segment_means[-(-features // _WIDE), len(bounds)](
+            tokens.contiguous(), there, out, features, BLOCK=_WIDE
         )
     return out
 
 
-def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """Centres and who joins them; where `clusters_on` says so.
 
     Args:
@@ -86,7 +85,7 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, 
         wanted: how many centres, and what is to become of them.
 
     Returns:
-        what each token counts in each cluster (G, K, P), and the centres' columns (G, K), the clusters' sizes (G, K)
+        what each token counts in each cluster (G, K, P), and the centres' columns with the clusters' sizes (2, G, K)
         and the row that each token becomes (G, P), as of `Merged`.
     """
     groups, patches = products.shape[:2]
@@ -97,15 +96,15 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, 
     rank = torch.empty(groups, patches, dtype=torch.int32, device=products.device)
     goes_to = torch.empty_like(wanted.base)
     blend = products.new_empty(groups, most, patches)
-    cell, size = torch.empty_like(wanted.row), torch.empty_like(wanted.row)
+    account = wanted.row.new_empty(2, groups, most)
     sizes = {"P": patches, "BLOCK": 1 << (patches - 1).bit_length()}
     every, made = (patches, groups), _triton()
     with torch.cuda.device_of(products):
-        made.densities[every](products, wanted.absent, wanted.near, squared, spread, farthest, NEAR=near, **sizes)
+        made.densities[every](products, wanted.share, wanted.near, squared, spread, farthest, NEAR=near, **sizes)
         made.scores[every](squared, spread, farthest, score, **sizes)
         made.ranks[every](score, rank, **sizes)
         made.joins[every](squared, rank, wanted.centres, wanted.base, goes_to, **sizes)
         made.blends[most, groups](
-            rank, wanted.centres, goes_to, wanted.row, wanted.weights, blend, cell, size, most, **sizes
+            rank, wanted.centres, wanted.each, goes_to, wanted.row, wanted.weights, blend, account, most, **sizes
         )
-    return blend, cell, size, goes_to
+    return blend, account, goes_to

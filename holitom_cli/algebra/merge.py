@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,26 +76,24 @@ class Wanted(NamedTuple):
     """
 
     centres: Tensor  # (G,) int64, how many each group gets
+    each: Tensor  # (G,) int64, what each of a group's tokens counts in the size of its cluster
     row: Tensor  # (G, K) int64, the row that each centre becomes, R for those that a group does not have
-    spare: Tensor  # (G, K) int64, 0 for a centre, P for those that a group does not have
     base: Tensor  # (G, P) int64, the row of the group's first centre, -1 without one; far below for the absent
-    missing: Tensor  # (G, K) float32, 0 for a centre, infinite for those that a group does not have
     share: Tensor  # (G, P) float32, 1 / T for the tokens that take part, 0 for the others
-    absent: Tensor  # (G, P) float32, 0 for the tokens that take part, infinite for the others
     near: Tensor  # (G, w) float32, 1 / k for the first k nearest tokens, those of a density, then 0
     weights: Tensor  # (P + 1, 2) float32, what a member and a centre count, by the number of a cluster's tokens
 
-    @classmethod
-    def of(
-        cls,
+    @staticmethod
+    def arrays(
         valid: BoolArray,
         centres: IntArray,
         first_row: IntArray,
         rows: int,
         neighbours: int,
         own_weight: float | None = None,
-    ) -> Wanted:
-        """On the CPU.
+        each: IntArray | None = None,
+    ) -> list[NDArray[Any]]:
+        """All parts, for `host.moved`.
 
         Args:
             valid: (G, P), the tokens that take part.
@@ -104,47 +103,59 @@ class Wanted(NamedTuple):
             neighbours: k at the most.
             own_weight: of a centre against the mean of its cluster's others; one without others stays as it is.
                 Without it a cluster is the mean of them all.
+            each: (G,), what each of a group's tokens counts in the size of its cluster; 1 without it.
         """
         patches = valid.shape[1]
-        column = np.arange(centres.max(initial=1))
-        there = column < centres[:, None]
-        width = min(neighbours, patches)
+        column, width = np.arange(centres.max(initial=1)), min(neighbours, patches)
         k = centres.clip(1, width)[:, None]
-        weights = np.empty((patches + 1, 2), np.float32)
-        if own_weight is None:
-            weights[:] = 1 / np.arange(patches + 1).clip(1)[:, None]
-        else:
-            others = np.arange(-1, patches).clip(1)
-            weights[:, 0], weights[:, 1], weights[:2, 1] = (1 - own_weight) / others, own_weight, 1
-        parts = (
+        first = np.where(centres > 0, first_row, -1)[:, None]
+        return [
             centres,
-            np.where(there, first_row[:, None] + column, rows),
-            np.where(there, 0, patches),
-            np.where(valid, np.where(centres > 0, first_row, -1)[:, None], -(2**40)),
-            np.where(there, _ZERO, _INF),
-            valid * (1 / valid.sum(1, keepdims=True).clip(1)).astype(np.float32),
-            np.where(valid, _ZERO, _INF),
-            ((np.arange(width) < k) / k).astype(np.float32),
-            weights,
-        )
-        return cls(*map(torch.from_numpy, parts))
+            np.ones_like(centres) if each is None else each,
+            np.where(column < centres[:, None], first + column, rows),
+            np.where(valid, first, -(2**40)),
+            valid * np.reciprocal(valid.sum(1, keepdims=True).clip(1), dtype=np.float32),
+            (np.arange(width) < k) * np.reciprocal(k, dtype=np.float32),
+            _weights(patches, own_weight),
+        ]
 
     def groups(self, part: slice) -> Wanted:
         """Some of the groups."""
+        if part.start == 0 and part.stop >= len(self.centres):
+            return self  # most often
         return Wanted._make([*(field[part] for field in self[:-1]), self.weights])
 
 
-_ZERO, _INF = np.float32(0), np.float32(np.inf)
 _FOLDED_AT_ONCE = 2048  # rows of a matrix as wide as all visual tokens
+
+
+@cache
+def _weights(patches: int, own_weight: float | None) -> NDArray[np.float32]:
+    """What a member and a centre count in a cluster's mean, by how many tokens there are: (P + 1, 2)."""
+    if own_weight is None:
+        return (1 / np.arange(patches + 1).clip(1)[:, None]).repeat(2, 1).astype(np.float32)
+    others = np.arange(-1, patches).clip(1)
+    weights = np.stack(((1 - own_weight) / others, np.full(patches + 1, own_weight)), 1).astype(np.float32)
+    weights[:2, 1] = 1
+    return weights
 
 
 class Merged(NamedTuple):
     """What became of G groups, each of them in up to K clusters."""
 
     blended: Tensor  # (G, K, D) float32, each centre with the others of its cluster
-    cell: Tensor  # (G, K) int64, column of each centre, ascending; meaningless for those that a group does not have
-    size: Tensor  # (G, K) int64, how many tokens are in the cluster, the centre among them
+    account: Tensor  # (2, G, K) int64, column of each centre, ascending; and the size of its cluster, itself included
     goes_to: Tensor  # (G, P) int64, the row that each token that takes part becomes
+
+    @property
+    def cell(self) -> Tensor:
+        """(G, K), meaningless for the centres that a group does not have, as their size is."""
+        return self.account[0]
+
+    @property
+    def size(self) -> Tensor:
+        """(G, K)."""
+        return self.account[1]
 
 
 def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
@@ -156,19 +167,21 @@ def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
     """
     products = _products(tokens, wanted.share)
     if kernels.clusters_on(tokens):
-        blend, *others = kernels.clusters(products, wanted)
-        return Merged(blend @ tokens, *others)
-    squared, scores = _peaks(products, wanted.absent, wanted.near)
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, : wanted.row.shape[1]]
-    cell = (best + wanted.spare).sort(dim=1).values.clamp_max_(tokens.shape[1] - 1)
+        blend, account, goes_to = kernels.clusters(products, wanted)
+        return Merged(blend @ tokens, account, goes_to)
+    lacking = torch.arange(wanted.row.shape[1], device=tokens.device) >= wanted.centres[:, None]  # (G, K)
+    absent = torch.zeros_like(wanted.share).masked_fill_(wanted.share == 0, torch.inf)
+    squared, scores = _peaks(products, absent, wanted.near)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, : lacking.shape[1]]
+    cell = best.masked_fill_(lacking, tokens.shape[1] - 1).sort(dim=1).values
     squared.diagonal(dim1=1, dim2=2).fill_(-1)  # a centre belongs to itself, not to one that equals it
     away = squared.gather(2, cell[:, None, :].expand(-1, tokens.shape[1], -1))
-    goes_to = away.add_(wanted.missing[:, None]).argmin(2).add_(wanted.base)
+    goes_to = away.masked_fill_(lacking[:, None], torch.inf).argmin(2).add_(wanted.base)
     joins = goes_to[:, None, :] == wanted.row[:, :, None]  # (G, K, P)
-    size = joins.sum(2)
-    member, itself = wanted.weights[size].split(1, 2)
+    number = joins.sum(2)
+    member, itself = wanted.weights[number].split(1, 2)
     blend = (joins * member).scatter_(2, cell[:, :, None], itself)
-    return Merged(blend @ tokens, cell, size, goes_to)
+    return Merged(blend @ tokens, torch.stack((cell, number * wanted.each[:, None])), goes_to)
 
 
 def _products(tokens: Tensor, share: Tensor) -> Tensor:

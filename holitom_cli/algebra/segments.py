@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from holitom_cli.algebra import kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    BoolArray = NDArray[np.bool_]
+    IntArray = NDArray[np.int64]
 
 _CHUNK_FRAMES = 32  # float32 copies of this many frames are held at a time
 
@@ -50,54 +53,67 @@ def cut(similarity: Tensor, threshold: float, least: int) -> tuple[range, ...]:
     return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
-def segment(static: Tensor, max_window: int) -> tuple[tuple[range, ...], int]:
+class Segments(NamedTuple):
+    """A clip in S segments."""
+
+    parts: tuple[range, ...]  # of frames
+    saved: int  # tokens, by merging over time
+    static: BoolArray  # (S, P) cells that stay the same over each segment; none over a single frame
+
+
+def segment(unchanged: BoolArray, max_window: int) -> Segments:
     """Cut a clip where merging unchanged cells over time saves the most tokens.
 
     A window of w + 1 frames saves w tokens for each cell that is static throughout it. The dynamic
     programme over frames is exact; where savings are equal, the shorter window wins.
 
     Args:
-        static: (F-1, P) bool on the CPU, whether a cell equals the same cell of the next frame.
+        unchanged: (F-1, P), whether a cell equals the same cell of the next frame.
         max_window: longest window in frames.
-
-    Returns:
-        The segments as ranges of frames, and the number of tokens that merging over time saves.
     """
-    frames = len(static) + 1
-    gains = _window_gains(static.numpy(), max_window - 1) * frames
-    saved = [0] * (frames + 1)  # by the first i frames
+    frames = len(unchanged) + 1
+    until = _until(unchanged)
+    gains = _window_gains(until, max_window - 1) * frames
     start = [0, *range(frames)]  # of the last segment among the first i frames
-    best = np.zeros(frames + 1 + gains.shape[1], dtype=np.int64)  # savings, then the start: ties prefer the later one
-    for first in range(frames):
-        windows = best[first + 2 : first + 2 + gains.shape[1]]
-        np.maximum(windows, gains[first] + (saved[first] * frames + first), out=windows)
-        most, begin = divmod(int(best[first + 1]), frames)
-        better = most > saved[first]
-        saved[first + 1] = most if better else saved[first]
-        start[first + 1] = begin if better else first
-    return tuple(_backtrack(start)), saved[-1]
+    best = np.zeros(frames + 1 + gains.shape[1], dtype=np.int64)  # savings, then that start: ties prefer the later one
+    saved = 0  # by the frames before, times `frames`
+    for first, longer in enumerate(gains):
+        windows = best[first + 2 : first + 2 + len(longer)]
+        np.maximum(windows, longer + (saved + first), out=windows)
+        begin = best.item(first + 1) % frames
+        most = best.item(first + 1) - begin
+        if most > saved:
+            saved, start[first + 1] = most, begin
+    parts = _backtrack(start)
+    last = np.array([part.stop - 1 for part in parts])
+    begun = np.array([part.start for part in parts])
+    return Segments(tuple(parts), saved // frames, (until[begun] >= last[:, None]) & (last > begun)[:, None])
 
 
-def _window_gains(static: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
-    """Tokens that windows of 1, 2, ... steps would save: (F-1, P) -> (F, W) by [first frame, steps - 1].
+def _until(unchanged: BoolArray) -> IntArray:
+    """The last frame until which a cell stays as it is in each frame: (F-1, P) -> (F, P)."""
+    frame = np.arange(len(unchanged) + 1)[:, None]
+    until = np.empty((len(frame), unchanged.shape[1]), dtype=np.int64)
+    until[:-1] = np.where(unchanged, len(unchanged), frame[:-1])
+    until[-1] = len(unchanged)
+    np.minimum.accumulate(until[::-1], 0, out=until[::-1])
+    return until
+
+
+def _window_gains(until: IntArray, most: int) -> IntArray:
+    """Tokens that windows of 1, 2, ... steps would save: (F, P) of `_until` -> (F, W) by [first frame, steps - 1].
 
     Windows longer than `most` steps, or than any cell is static, are left out.
     """
-    lives = _lifetimes(static)
-    longest = min(int(lives.max(initial=0)), most)
-    bins = np.minimum(lives, longest) + np.arange(len(static))[:, None] * (longest + 1)
-    histogram = np.bincount(bins.reshape(-1), minlength=(len(static) + 1) * (longest + 1)).reshape(-1, longest + 1)
+    frame = np.arange(len(until))
+    longest = int((until.max(1, initial=0) - frame).max(initial=0))
+    if longest > most:
+        until, longest = np.minimum(until, frame[:, None] + most), most
+    bins = until + (frame * longest)[:, None]  # frame * (longest + 1) + steps
+    histogram = np.bincount(bins.reshape(-1), minlength=len(until) * (longest + 1)).reshape(-1, longest + 1)
     at_least = histogram[:, :0:-1].cumsum(1)[:, ::-1]  # cells static for so many steps from a frame on
-    gains: NDArray[np.int64] = at_least * np.arange(1, longest + 1)
+    gains: IntArray = at_least * np.arange(1, longest + 1)
     return gains
-
-
-def _lifetimes(static: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For how many steps from each frame on a cell stays static: (F-1, P) -> (F-1, P)."""
-    here = np.arange(len(static))[:, None]
-    change = np.where(static, len(static), here)
-    lives: NDArray[np.int64] = np.minimum.accumulate(change[::-1], 0)[::-1] - here
-    return lives
 
 
 def _backtrack(start: list[int]) -> list[range]:

@@ -48,7 +48,7 @@ def segment_means(tokens, bounds, out, features, BLOCK: tl.constexpr):
 
 @triton.jit
 def densities(
-    products, absent, near, squared, spread, farthest, P: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr
+    products, share, near, squared, spread, farthest, P: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Squared distances of one token to the others, their mean over the nearest, and the largest."""
     row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -56,8 +56,9 @@ def densities(
     inside = column < P
     start = products + group * P * P
     product = tl.load(start + row * P + column, inside, 0.0)
-    norms = tl.load(start + column * (P + 1), inside, 0.0) + tl.load(absent + group * P + column, inside, float("inf"))
-    norm = tl.load(start + row * (P + 1)) + tl.load(absent + group * P + row)
+    norms = tl.load(start + column * (P + 1), inside, 0.0)
+    norms = tl.where(tl.load(share + group * P + column, inside, 0.0) > 0, norms, float("inf"))  # else it is absent
+    norm = tl.where(tl.load(share + group * P + row) > 0, tl.load(start + row * (P + 1)), float("inf"))
     away = tl.maximum(norm + norms - 2 * product, 0.0)
     tl.store(squared + (group * P + row) * P + column, away, inside)
     tl.store(farthest + group * P + row, tl.max(tl.where(away < float("inf"), away, 0.0), 0))
@@ -113,7 +114,7 @@ def joins(squared, rank, centres, base, goes_to, P: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit(do_not_specialize=["most"])
-def blends(rank, centres, goes_to, rows, weights, blend, cell, size, most, P: tl.constexpr, BLOCK: tl.constexpr):
+def blends(rank, centres, each, goes_to, rows, weights, blend, account, most, P: tl.constexpr, BLOCK: tl.constexpr):
     """What each token counts in one centre's cluster, the centre's column, and how many tokens there are."""
     slot, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -126,5 +127,5 @@ def blends(rank, centres, goes_to, rows, weights, blend, cell, size, most, P: tl
     number = tl.sum(member.to(tl.int64), 0)
     others, own = tl.load(weights + 2 * number), tl.load(weights + 2 * number + 1)
     tl.store(blend + at * P + column, tl.where(itself, own, tl.where(member, others, 0.0)), inside)
-    tl.store(cell + at, tl.sum(tl.where(itself, column, 0).to(tl.int64), 0))
-    tl.store(size + at, number)
+    tl.store(account + at, tl.sum(tl.where(itself, column, 0).to(tl.int64), 0))
+    tl.store(account + tl.num_programs(1) * most + at, number * tl.load(each + group))

@@ -20,6 +20,8 @@ from holitom_cli.methods.tools.tokens import attention_of, in_order
 from holitom_cli.types import VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from holitom_cli.types import FloatArray, IntArray
 
 
@@ -72,7 +74,7 @@ class FastVID(Method):
         together = torch.cat((frame_similarity(video.tokens), attention_of(video).flatten())).cpu()
         parts = cut(together[: frames - 1], self.threshold, self.segments)
         plan = self._plan(parts, together[frames - 1 :].view(frames, patches).numpy())
-        places, frame, segment, *rest = moved([*map(torch.from_numpy, plan[:3]), *plan.peaks], tokens.device)
+        places, frame, segment, *rest = moved([*plan[:3], *plan.peaks], tokens.device)
         wanted = Wanted(*rest)
         # 2. Anchors, whose rows are behind the salient tokens'; the last row is for anchors that frames do not have.
         peaks = merge_by_peaks(video.tokens[frame].float(), wanted)
@@ -106,7 +108,7 @@ class FastVID(Method):
         rows = int(ends[-1])
         places = np.zeros(rows + 1, dtype=np.int64)
         places[: len(chosen)] = chosen
-        peaks = Wanted.of(others.reshape(frames, patches)[frame], wanted, ends - wanted, rows, self.neighbours)
+        peaks = Wanted.arrays(others.reshape(frames, patches)[frame], wanted, ends - wanted, rows, self.neighbours)
         # By segment and then by frame: the rows that are its anchors.
         reach: list[range] = []
         for part in parts:
@@ -134,7 +136,7 @@ class _Plan(NamedTuple):
     places: IntArray  # (N + 1,) of the salient tokens, and room for the anchors
     frame: IntArray  # (G,) anchor frames
     segment: IntArray  # (F,) of each frame, -1 where it has no anchors
-    peaks: Wanted  # the anchors
+    peaks: list[NDArray[Any]]  # the anchors, as `Wanted` has them
     reach: list[range]  # (F,) the rows that are the anchors of each frame's segment
 
 

@@ -30,6 +30,8 @@ from holitom_cli.methods.tools.tokens import attention_of, in_order, keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from holitom_cli.types import BoolArray, IntArray
 
 
@@ -157,7 +159,7 @@ class FlashVID(Method):
             root = root[root]
         return root.view_as(chosen), ~(chosen | linked)
 
-    def _planned(self, chosen: BoolArray, left: BoolArray, counts: IntArray) -> list[Tensor]:
+    def _planned(self, chosen: BoolArray, left: BoolArray, counts: IntArray) -> list[NDArray[Any]]:
         """What becomes of N rows, first the selected tokens, then the centres of clusters.
 
         Args:
@@ -175,8 +177,8 @@ class FlashVID(Method):
         places = np.zeros(ends[-1] + 1, dtype=np.int64)
         places[: len(selected)] = selected
         first = np.arange(frames)[:, None] * patches
-        wanted = Wanted.of(left, counts, ends - counts, int(ends[-1]), self.neighbours)
-        return [torch.from_numpy(places), torch.from_numpy(first), *wanted]
+        wanted = Wanted.arrays(left, counts, ends - counts, int(ends[-1]), self.neighbours)
+        return [places, first, *wanted]
 
     def _drop(self, view: LayerView) -> tuple[Tensor, Tensor]:
         return keep_rows(view, math.ceil(len(view.hidden) * self.inner_keep), view.attention[-1])
@@ -190,7 +192,7 @@ class _Links(NamedTuple):
     many: Tensor  # (F * P,) bool: of tokens in order of segments and likeness, those that may be linked
 
 
-def _plan(parts: Sequence[range], taken: Sequence[int], room: Sequence[int], patches: int) -> list[Tensor]:
+def _plan(parts: Sequence[range], taken: Sequence[int], room: Sequence[int], patches: int) -> list[NDArray[Any]]:
     """What can be said of frames before their tokens are looked at.
 
     Returns:
@@ -204,14 +206,13 @@ def _plan(parts: Sequence[range], taken: Sequence[int], room: Sequence[int], pat
     spare = np.add.reduceat(patches - np.array(taken) - room, start)  # so many of a segment may go
     tokens = np.arange(len(segment) * patches)
     by_token = np.repeat(segment, patches)
-    plan = (
+    return [
         (same / length[segment]).astype(np.float32),
         np.array(taken),
         np.isin(np.arange(len(segment)), start),
         by_token,
         tokens - (start * patches)[by_token] < spare[by_token],
-    )
-    return [*map(torch.from_numpy, plan)]
+    ]
 
 
 def _max_min(distance: Tensor, weight: Tensor, count: Tensor, most: int) -> Tensor:

@@ -14,14 +14,16 @@ from torch import Tensor
 from holitom_cli.algebra.host import highest, moved
 from holitom_cli.algebra.kernels import segment_means
 from holitom_cli.algebra.merge import Wanted, merge_by_peaks
-from holitom_cli.algebra.segments import neighbour_similarity, segment
+from holitom_cli.algebra.segments import Segments, neighbour_similarity, segment
 from holitom_cli.methods import Method
 from holitom_cli.methods.inner import Inner
 from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
-    from holitom_cli.types import BoolArray, FloatArray, IntArray
+    from numpy.typing import NDArray
+
+    from holitom_cli.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,25 @@ class HoliTom(Method):
         # 1. On the host: segments, from which cells change from frame to frame, and all that follows from them.
         similarity, attention = _on_host(neighbour_similarity(tokens), video.attention)
         unchanged = similarity > self.tau
-        segments, saved = segment(unchanged, self.max_window)
-        plan = _plan(unchanged.numpy(), attention.numpy(), segments, saved, self)
-        rows, lookup, known, bounds, wanted = plan.on(tokens.device)
+        segments = segment(unchanged, self.max_window)
+        plan = _plan(segments, attention, self)
+        rows, lookup, bounds, *rest = moved([plan.rows, plan.lookup, plan.bounds, *plan.wanted], tokens.device)
+        wanted = Wanted(*rest)
         # 2. Changing cells: those that receive the most attention stay as they are. Static ones: averaged over time,
         #    then clustered in space. The row behind the last one is for clusters that some segments do not have.
-        token, frame, cell, size = rows
-        embeds, goes_to = tokens.flatten(0, 1)[token], []
-        for first in range(0, len(plan.merged), _GROUPS_AT_ONCE):
+        embeds, goes_to = tokens.flatten(0, 1).index_select(0, rows[0]), []
+        for first in range(0, len(plan.bounds), _GROUPS_AT_ONCE):
             part = slice(first, first + _GROUPS_AT_ONCE)
-            means = segment_means(tokens, plan.merged[part], bounds[part])
-            here = wanted.groups(part)
-            merged = merge_by_peaks(means, here)
+            merged = merge_by_peaks(segment_means(tokens, plan.bounds[part], bounds[part]), here := wanted.groups(part))
             row = here.row.flatten()
             embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
-            cell.index_copy_(0, row, merged.cell.flatten())
-            size.index_copy_(0, row, (merged.size * (bounds[part, 1:] - bounds[part, :1])).flatten())
+            rows[3:].index_copy_(1, row, merged.account.flatten(1))
             goes_to.append(merged.goes_to.flatten())
         # 3. The account of every original token.
-        place = torch.cat((*goes_to, known))[lookup].view(frames, patches)
-        stages = (("temporal merge", frames * patches - saved), ("spatial merge", len(embeds) - 1))
-        return VisualTokens(embeds[:-1], frame[:-1], cell[:-1], size[:-1], place, segments, stages)
+        frame, _, cell, size = rows[1:, :-1]
+        place = torch.cat((*goes_to, rows[2])).index_select(0, lookup).view(frames, patches)
+        stages = (("temporal merge", frames * patches - segments.saved), ("spatial merge", len(embeds) - 1))
+        return VisualTokens(embeds[:-1], frame, cell, size, place, segments.parts, stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Merge once inside (section 3.4), by the last prompt token's attention in the layer before."""
@@ -111,70 +111,52 @@ _GROUPS_AT_ONCE = 32  # segments whose means, (G, P, D) float32, exist at a time
 class _Plan(NamedTuple):
     """What of each frame and segment is kept, in N rows; G segments have static cells of which some are kept."""
 
-    merged: list[range]  # the G segments
-    wanted: Wanted  # what becomes of their static cells
-    rows: IntArray  # (4, N + 1) token, frame and cell that stand where each row does, and 1; of static rows the frame
+    bounds: IntArray  # (G, 2) the first frame of each of the G segments, and the first behind it
+    wanted: list[NDArray[Any]]  # what becomes of their static cells, as `Wanted` has it
+    rows: (
+        IntArray  # (5, N + 1) token and frame where each row comes from, -1 to N - 1, cell, and 1; of static ones frame
+    )
     lookup: IntArray  # (F P,) where the row of each token is found: among G P cells, or behind them in -1, 0, ... N - 1
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Wanted]:
-        """Rows, lookup, -1 to N - 1, the first and the last frame + 1 of the segments (G, 2), and what is wanted.
 
-        All are moved at once.
-        """
-        bounds = np.array([(part.start, part.stop) for part in self.merged], dtype=np.int64).reshape(-1, 2)
-        known = np.arange(-1, self.rows.shape[1] - 1)
-        mine = map(torch.from_numpy, (bounds, self.rows, self.lookup, known))
-        bounds_, rows, lookup, known_, *wanted = moved([*mine, *self.wanted], device)
-        return rows, lookup, known_, bounds_, Wanted(*wanted)
-
-
-def _on_host(similarity: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+def _on_host(similarity: Tensor, attention: Tensor) -> tuple[FloatArray, FloatArray]:
     """Both on the CPU, for one wait: (F-1, P) and (F, P) float32."""
-    together = torch.cat((similarity, attention)).cpu()
+    together = torch.cat((similarity, attention)).cpu().numpy()
     return together[: len(similarity)], together[len(similarity) :]
 
 
-def _plan(
-    unchanged: BoolArray, attention: FloatArray, segments: tuple[range, ...], saved: int, method: HoliTom
-) -> _Plan:
-    """Share the budget out: unchanged (F-1, P), attention (F, P)."""
+def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
+    """Share the budget out: attention (F, P)."""
     frames, patches = attention.shape
     original = frames * patches
     share = share_of(method.retain_ratio, frames, patches)
-    ratio = min(share / ((original - saved) / original), 1)  # in this order: rounding up is sensitive
-    # By segment: its static cells, and how many rows they and the changing cells of each of its frames become.
-    start = np.array([part.start for part in segments])
-    length = np.diff(start, append=frames)
-    static = _static(unchanged, start, length)
+    ratio = min(share / ((original - segments.saved) / original), 1)  # in this order: rounding up is sensitive
+    # By segment: its static cells, and how many rows they and the changing cells of its frames become.
+    bounds, static = np.array([(part.start, part.stop) for part in segments.parts]), segments.static
+    start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
     cells = static.sum(1)
-    centres = np.round(cells * ratio).astype(np.int64)
+    centres = np.rint(cells * ratio).astype(np.int64)
     each = np.ceil((patches - cells) * ratio).astype(np.int64)
+    changing = each * length
     # By row: first a segment's static rows, then its frames' rows.
-    first_row = np.cumsum(centres + each * length) - centres - each * length
-    segment_of = np.repeat(np.arange(len(segments)), length)
+    first_row = (centres + changing).cumsum() - centres - changing
+    segment_of = np.arange(len(bounds)).repeat(length)
     chosen = highest(attention, ~static[segment_of], each[segment_of])
-    row = np.arange(len(chosen)) + np.repeat(centres.cumsum(), each * length)
+    row = np.arange(len(chosen)) + centres.cumsum().repeat(changing)
     total = len(chosen) + int(centres.sum())
-    rows = np.zeros((4, total + 1), dtype=np.int64)
-    rows[1, :-1] = np.repeat(start, centres + each * length)
-    rows[0, row], rows[1, row], rows[2, row] = chosen, chosen // patches, chosen % patches
-    rows[3] = 1
+    rows = np.zeros((5, total + 1), dtype=np.int64)
+    rows[1, :-1] = start.repeat(centres + changing)
+    rows[2], rows[4] = np.arange(-1, total), 1
+    rows[0, row] = chosen
+    rows[1, row], rows[3, row] = np.divmod(chosen, patches)
     # By token: static ones find their row where the clusters of their segment write it.
     busy = np.flatnonzero(centres)
-    group = np.full(len(segments), -1)
-    group[busy] = np.arange(len(busy))
+    group = np.empty_like(centres)
+    group[busy] = np.arange(0, len(busy) * patches, patches)
     behind = len(busy) * patches
-    lookup = np.where(static & (centres > 0)[:, None], group[:, None] * patches + np.arange(patches), behind)
-    lookup = lookup[segment_of].reshape(-1)
+    there = static & (centres > 0)[:, None]
+    lookup = np.where(there, group[:, None] + np.arange(patches), behind)[segment_of].reshape(-1)
     lookup[chosen] = behind + 1 + row
-    wanted = Wanted.of(static[busy], centres[busy], first_row[busy], total, method.neighbours, method.beta)
-    return _Plan([segments[index] for index in busy], wanted, rows, lookup)
-
-
-def _static(unchanged: BoolArray, start: IntArray, length: IntArray) -> BoolArray:
-    """Cells that stay the same over each of S segments: unchanged (F-1, P), start and length (S,) -> (S, P)."""
-    steps = np.ones((len(unchanged) + 1, unchanged.shape[1]), dtype=bool)
-    steps[:-1] = unchanged
-    steps[start + length - 1] = True  # from one segment to the next
-    static: BoolArray = np.logical_and.reduceat(steps, start) & (length > 1)[:, None]
-    return static
+    these = static[busy], centres[busy], first_row[busy]
+    wanted = Wanted.arrays(*these, total, method.neighbours, method.beta, length[busy])
+    return _Plan(bounds[busy], wanted, rows, lookup)

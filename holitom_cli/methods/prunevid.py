@@ -28,6 +28,8 @@ from holitom_cli.methods.tools.tokens import keep_rows
 from holitom_cli.types import LayerView, Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from holitom_cli.types import BoolArray, IntArray
 
 
@@ -76,7 +78,7 @@ class PruneVid(Method):
         still = _mean_cosine(exact, length) > self.tau
         # 2. On the host: groups of cells, of S scenes and then of F frames, and how many clusters each becomes.
         plan = self._plan(parts, still.cpu().numpy())
-        lookup, rows, sizes, *rest = moved([*map(torch.from_numpy, plan[:3]), *plan.wanted], exact.device)
+        lookup, rows, *rest = moved([plan.lookup, plan.rows, *plan.wanted], exact.device)
         wanted = Wanted(*rest)
         cells = torch.cat((segment_sums(exact, length) / length[:, None, None], exact))
         del exact  # as large as the cells
@@ -85,12 +87,11 @@ class PruneVid(Method):
         row = wanted.row.flatten()
         embeds = video.tokens.new_empty(rows.shape[1], width)
         embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
-        frame, cell, size = rows
-        cell.index_copy_(0, row, merged.cell.flatten())
-        size.index_copy_(0, row, (merged.size * sizes[:, None]).flatten())
+        rows[1:].index_copy_(1, row, merged.account.flatten(1))
+        frame, cell, size = rows[:, :-1]
         source = merged.goes_to.flatten()[lookup].view(frames, patches)
         stages = (("static cells averaged", plan.cells), ("clusters", len(embeds) - 1))
-        return VisualTokens(embeds[:-1], frame[:-1], cell[:-1], size[:-1], source, tuple(parts), stages)
+        return VisualTokens(embeds[:-1], frame, cell, size, source, tuple(parts), stages)
 
     def reductions(self, depth: int) -> Mapping[int, Reduction]:
         """Prune once, by the largest attention that any head of any text token paid in the layer before."""
@@ -128,11 +129,11 @@ class PruneVid(Method):
         total = int(counts.sum())
         rows = np.zeros((3, total + 1), dtype=np.int64)
         rows[0, :-1] = np.repeat(np.concatenate((start, np.arange(frames)))[order], counts[order])
-        sizes = np.concatenate((length, np.ones(frames, dtype=np.int64)))
+        each = np.concatenate((length, np.ones(frames, dtype=np.int64)))  # for so many frames a group's cells stand
         group = np.where(static, scene[:, None], len(parts) + np.arange(frames)[:, None])
         lookup = (group * patches + np.arange(patches)).reshape(-1)
-        wanted = Wanted.of(valid, counts, first_row, total, self.neighbours)
-        return _Plan(lookup, rows, sizes, wanted, int(cells.sum()))
+        wanted = Wanted.arrays(valid, counts, first_row, total, self.neighbours, each=each)
+        return _Plan(lookup, rows, wanted, int(cells.sum()))
 
     def _counts(self, sizes: Sequence[int], frames: int, patches: int) -> list[int]:
         """How many clusters each group of cells makes."""
@@ -149,8 +150,7 @@ class _Plan(NamedTuple):
 
     lookup: IntArray  # (F P,) where each token is among the cells of all groups
     rows: IntArray  # (3, N + 1) frame, and room for cell and size
-    sizes: IntArray  # (G,) for how many frames a group's cells stand
-    wanted: Wanted
+    wanted: list[NDArray[Any]]  # as `Wanted` has it
     cells: int  # in all groups
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -57,12 +58,12 @@ def test_similarity_is_plain_torchs(
 
 def test_means_are_plain_torchs(interpreted: pytest.MonkeyPatch) -> None:
     tokens = drawn(9, 3, 700, dtype=torch.bfloat16)
-    segments = [range(2), range(3, 8), range(8, 9)]
-    bounds = torch.tensor([(part.start, part.stop) for part in segments])
-    found = kernels.segment_means(tokens, segments, bounds)
-    other = kernels.segment_means(tokens, segments, bounds + torch.tensor([[0, 1], [0, 1], [0, 0]]))
+    bounds = np.array([(0, 2), (3, 8), (8, 9)])
+    there = torch.from_numpy(bounds)
+    found = kernels.segment_means(tokens, bounds, there)
+    other = kernels.segment_means(tokens, bounds, there + torch.tensor([[0, 1], [0, 1], [0, 0]]))
     plainly(interpreted)
-    expected = kernels.segment_means(tokens, segments, bounds)
+    expected = kernels.segment_means(tokens, bounds, there)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert (other - expected)[:2].abs().max() > 0.1  # control: one frame more
 

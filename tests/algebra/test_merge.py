@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holitom_cli.algebra import merge
+from holitom_cli.algebra.host import moved
 from holitom_cli.algebra.merge import (
     Merged,
     Wanted,
@@ -63,7 +64,8 @@ def merged(tokens: Tensor, valid: Tensor, counts: list[int], neighbours: int = 7
     """Groups in rows that follow one another."""
     centres = np.array(counts)
     first, rows = centres.cumsum() - centres, int(centres.sum())
-    return merge_by_peaks(tokens, Wanted.of(valid.numpy(), centres, first, rows, neighbours, beta))
+    planned = Wanted.arrays(valid.numpy(), centres, first, rows, neighbours, beta, each=1 + np.arange(len(counts)))
+    return merge_by_peaks(tokens, Wanted(*moved(planned, tokens.device)))
 
 
 def assert_like_the_loops(tokens: Tensor, valid: Tensor, counts: list[int], neighbours: int, beta: float) -> None:
@@ -83,7 +85,7 @@ def assert_like_the_loops(tokens: Tensor, valid: Tensor, counts: list[int], neig
         assert clusters.member_of[g, columns].tolist() == [columns[c] for c in member_of]
         assert found.cell[at, :count].tolist() == places
         assert found.goes_to[at, columns].tolist() == [row + chosen.index(c) for c in member_of]
-        assert found.size[at, :count].tolist() == [member_of.count(c) for c in chosen]
+        assert found.size[at, :count].tolist() == [(at + 1) * member_of.count(c) for c in chosen]
         expected = torch.tensor([slow_blend(rows, c, member_of, beta) for c in chosen])
         torch.testing.assert_close(found.blended[at, :count], expected, atol=2e-6, rtol=2e-6)
         row += count

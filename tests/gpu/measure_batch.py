@@ -141,8 +141,10 @@ def plan(tokens: int, rows: int, processes: int = 1) -> Plan:
     return Plan(methods.get("holitom"), Generation(tokens), Sampling(), rows=rows, readers=readers, processes=processes)
 
 
-def crew(work: Sequence[Job], tokens: int, model: tuple[str, None, str], devices: Sequence[str]) -> float:
-    """Rows a second of a worker on each device, from when all have a model to the last row."""
+def crew(
+    work: Sequence[Job], tokens: int, model: tuple[str, None, str], devices: Sequence[str]
+) -> tuple[float, dict[str, float]]:
+    """Rows a second of a worker on each device, from when all have a model to the last row; their threads' seconds."""
     setting = {"output": None, "retry_failed": False, "force": False, "clip_pages": None}
     several = Crew(work, devices, plan(tokens, 16, len(devices)), model, setting, error_row)
     began, count = 0.0, 0
@@ -153,7 +155,8 @@ def crew(work: Sequence[Job], tokens: int, model: tuple[str, None, str], devices
             count += 1
         elif all(worker.ready for worker in several._workers):
             began = time.perf_counter()
-    return count / (time.perf_counter() - began)
+        ended = time.perf_counter()
+    return count / (ended - began), {name: round(seconds, 2) for name, seconds in several.seconds.items()}
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -220,11 +223,13 @@ def measure_loops(model: Model, clips: Sequence[Path], tokens: int) -> Results:
 
 def measure_gpus(clips: Sequence[Path], tokens: int, path: Path, dtype: str, devices: Sequence[str]) -> dict[str, Any]:
     """One worker against one on every device, each with as many rows to make."""
-    rates = {
+    found = {
         count: crew(jobs(clips, _ROUNDS * count), tokens, (str(path), None, dtype), devices[:count])
         for count in (1, len(devices))
     }
-    return {"rows_a_second": rates, "ratio": rates[len(devices)] / rates[1]}
+    rates = {count: rate for count, (rate, _) in found.items()}
+    seconds = {count: spent for count, (_, spent) in found.items()}
+    return {"rows_a_second": rates, "seconds_by_work": seconds, "ratio": rates[len(devices)] / rates[1]}
 
 
 def table(results: Results) -> str:

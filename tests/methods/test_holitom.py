@@ -158,8 +158,8 @@ def test_the_comparison_of_devices_runs(
     assert [row["equal_share"] for row in record["clips"]] == [1.0] * 5
     assert record["parts"]["merge inside ms"] > 0
 
-    def other(tokens: torch.Tensor, segments: Any, bounds: torch.Tensor) -> torch.Tensor:
-        means = segment_means(tokens, segments, bounds)
+    def other(tokens: torch.Tensor, *bounds: Any) -> torch.Tensor:
+        means = segment_means(tokens, *bounds)
         other.calls += 1  # type: ignore[attr-defined]
         return means.flip(1) if other.calls % 2 else means  # type: ignore[attr-defined]
 

@@ -15,7 +15,7 @@ from holitom_cli.types import VideoFeatures
 from tests.methods.launching import CLIPS, DEVICE, Counted, counted, cuts, here, watched
 from tests.methods.test_contract import Clip, features
 
-BOUNDS = {"fastvid": (110, 1, 1), "flashvid": (210, 2, 2), "prunevid": (68, 2, 3)}  # launches, waits, uploads
+BOUNDS = {"fastvid": (111, 1, 1), "flashvid": (211, 2, 2), "prunevid": (68, 2, 3)}  # launches, waits, uploads
 PARTS = ("embeds", "frame", "cell", "size", "source", "segments", "stages")
 SHORT = [kind for kind in CLIPS if not kind.startswith("256")]
 
