@@ -92,10 +92,12 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     """
     text, tower = _part(raw, "text_config"), _part(raw, "vision_config")
     _check_kind(raw, text, tower)
+    if text.get("num_key_value_heads", 1) is None:  # as many as there are
+        text = text | {"num_key_value_heads": text.get("num_attention_heads")}
     language = _made(TextConfig, text | {"rope_theta": _rope_theta(text)})
     tied = {"tie_word_embeddings": raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")}
     ids = {f"{kind}_token_index": raw[f"{kind}_token_id"] for kind in ("image", "video") if f"{kind}_token_id" in raw}
-    vision = _made(VisionConfig, tower or _TOWER)
+    vision = _made(VisionConfig, _TOWER if raw.get("vision_config") is None else tower)
     if vision.hidden_size % vision.num_attention_heads:
         raise ValueError(f"{vision.num_attention_heads} heads cannot share {vision.hidden_size} features")
     if language.num_attention_heads % language.num_key_value_heads:
@@ -132,7 +134,7 @@ def _check_kind(raw: Mapping[str, Any], text: Mapping[str, Any], tower: Mapping[
 
 def _rope_theta(text: Mapping[str, Any]) -> Any:
     """The base of rotary positions, from where releases 5 and 4 of the library write it; None where it is not said."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"positions of type {kind!r} are not supported")

@@ -137,7 +137,9 @@ class Kept:
         for index, keys in enumerate(self._cache.keys):
             cache.keys[index], cache.values[index] = keys[:, :, :slots], self._cache.values[index][:, :, :slots]
             place = keys.device
-            cache.lengths[index] = lengths.setdefault(place, torch.full((len(keys),), length, device=place))
+            if place not in lengths:
+                lengths[place] = torch.full((len(keys),), length, device=place)
+            cache.lengths[index] = lengths[place]
         return cache
 
 

@@ -126,8 +126,6 @@ class Chat:
         return under
 
     def _prompt(self, question: str, turns: Sequence[Turn], clips: Sequence[int], system: str = "") -> str:
-        from jinja2 import TemplateError
-
         texts = [*(text for turn in turns for text in turn), question]
         messages: list[dict[str, Any]] = [
             {"role": "assistant" if place % 2 else "user", "content": [{"type": "text", "text": text}]}
@@ -139,7 +137,7 @@ class Chat:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         try:
             return self.tokenizer.render(self.template, messages)
-        except (TemplateError, TypeError, ValueError) as error:  # text-only templates add strings to a list
+        except Exception as error:  # a template is a program of somebody else's
             raise ModelError(
                 f"The checkpoint's chat template cannot be used: {reason(error)}.",
                 "Use the chat template of the published checkpoint.",
@@ -182,14 +180,17 @@ def embeds_around(
     return torch.cat(parts), spans
 
 
-def _template(directory: Path, tokenizers: Any) -> str:
+def _template(directory: Path, templates: Any) -> str:
     """The chat template, from where transformers looks for it, the processor's own before the tokenizer's."""
     if (plain := directory / "chat_template.jinja").is_file():
-        return plain.read_text(encoding="utf-8")
+        try:
+            return plain.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{plain} cannot be read: {reason(error)}.", "Download it again.") from error
     for name in ("chat_template.json", "processor_config.json"):
         if (path := directory / name).is_file() and (template := _default(read_json(path).get("chat_template"))):
             return template
-    if template := _default(tokenizers):
+    if template := _default(templates):
         return template
     raise ModelError(f"{directory} has no chat template.", "Copy chat_template.jinja from the original checkpoint.")
 
@@ -211,6 +212,10 @@ def _end_ids(directory: Path, config: Config, tokenizer: Tokenizer) -> frozenset
         named = config.end_token_ids
     if named is None:
         named = tokenizer.id_of(tokenizer.named.get("eos_token"))
-    if named is None:
-        return frozenset()
-    return frozenset([named] if isinstance(named, int) else named)
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if not all(type(number) is int for number in ids):
+        raise ModelError(
+            f"{directory} names {named!r} as the tokens that end an answer, which are no ids.",
+            "Copy generation_config.json from the original checkpoint.",
+        )
+    return frozenset(ids)

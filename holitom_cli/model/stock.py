@@ -40,11 +40,13 @@ def stock_network(ours: Network, directory: Path | None = None) -> Any:
 
 
 def _same(ours: Network, name: str, like: Tensor, device: torch.device) -> Tensor | Packed:
-    """Our parameter of that name; of parts whose output is not used, as a tower's pooling head, zeros."""
+    """Our parameter of that name; of a tower's pooling head, whose output is not used, zeros."""
     place, _, kind = name.rpartition(".")
     try:
         module: Any = ours.get_submodule(place)
     except AttributeError:
+        if not name.startswith("model.vision_tower.head."):
+            raise
         return torch.zeros(like.shape, dtype=like.dtype, device=device)
     held = getattr(module, "packed", None) if kind == "weight" else None
     return ours.get_parameter(name).data if held is None else held

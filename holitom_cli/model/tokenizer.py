@@ -48,7 +48,7 @@ class Tokenizer:
         """The prompt that a chat template makes of messages, up to where the answer begins.
 
         Raises:
-            TemplateError, TypeError, ValueError: the template fails.
+            Exception: the template, which is a program, fails in whatever way.
         """
         made = _environment().from_string(template)
         return made.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **self.named)  # type: ignore[no-any-return]
@@ -70,13 +70,19 @@ def read_tokenizer(directory: Path) -> tuple[Tokenizer, Any]:
             "Copy the tokenizer's files from the original checkpoint.",
         )
     settings = read_json(other) if (other := directory / "tokenizer_config.json").is_file() else {}
+    if "added_tokens_decoder" not in settings and (older := directory / "special_tokens_map.json").is_file():
+        settings |= read_json(older)
     try:
         backend = Backend.from_file(str(path))
+        extra = settings.get("extra_special_tokens")
         named = {name: _content(settings[name]) for name in _NAMED if settings.get(name)}
-        listed = [*(settings.get("added_tokens_decoder") or {}).values(), *_extra(settings)]
-        special = [_content(entry) for entry in listed if not isinstance(entry, dict) or entry.get("special", True)]
+        named |= {name: _content(entry) for name, entry in extra.items()} if isinstance(extra, dict) else {}
+        held = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+        by_id = sorted((settings.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0]))
+        declared = [AddedToken(**entry) for _, entry in by_id]
+        backend.add_tokens([token for token in declared if repr(token) not in held])
         known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        new = [token for token in (*named.values(), *special) if token not in known]
+        new = [token for token in (*named.values(), *map(_content, _extra(settings))) if token not in known]
         backend.add_special_tokens([AddedToken(token, normalized=False) for token in new])
     except Exception as error:  # the library raises nothing more special for a damaged file
         raise ModelError(f"The tokenizer in {directory} cannot be read.", "Download it again.") from error

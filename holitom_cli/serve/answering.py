@@ -233,6 +233,8 @@ class Stream(Response):
             async with asyncio.timeout_at(self._deadline):
                 await unless_gone(receive, self._write_all(write))
         except TimeoutError:
+            self._asking.leave()  # before the reader hears of it, who may have stopped
+            self._place.free()
             await write(event(self._late().as_json()))  # a reader that is slow learns, too, that this is not all
         except ClientDisconnect:
             pass

@@ -104,6 +104,7 @@ class Connection(H11Protocol):
     def _close_if_silent(self) -> None:
         if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # before the first one
             self.transport.close()
+            self._stuck = self.loop.call_later(_STUCK_SECONDS, self.transport.abort)  # what is left may never be taken
 
 
 class Server(uvicorn.Server):

@@ -85,7 +85,8 @@ class Watching:
         done = self._first[key] = asyncio.get_running_loop().create_future()
         try:
             frames = await self._beside(lambda gone: self._decode(path, wish, model, gone))
-            if _stamp(path) != before:  # its key is of other content, and others may ask about that
+            if _stamp(path) != before and await self._beside(lambda _: self._key(path, wish, model)) != key:
+                # its key is of other content, and others may ask about that
                 raise VideoError("The clip was changed while it was read.", "Ask again once it is whole.")
             clip = await self._engine.look(key, frames, wish.method)
             done.set_result(clip)
@@ -139,4 +140,4 @@ def _stamp(path: Path) -> _Stamp:
 
 
 def _too_much(message: str) -> None:
-    raise Refused(413, message, "Send a shorter or smaller one.", "clip_too_large", param="messages[0].content")
+    raise Refused(413, message, "Send a shorter or smaller one.", "clip_too_large", param="messages")

@@ -54,6 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
     "rope at the top": {"text_config": {"rope_theta": 5.0}},
     "rope of release 5": {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}},
     "rope scaled by nothing": {"text_config": {"rope_scaling": None, "rope_theta": 9.0}},
+    "as many heads of keys": {"text_config": {"num_attention_heads": 28, "num_key_value_heads": None}},
+    "vision of nothing": {"vision_config": {}},
+    "rope of both": {
+        "text_config": {
+            "rope_scaling": {"rope_type": "default", "rope_theta": 3.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+        }
+    },
     "wide heads": {"text_config": {"head_dim": 12}},
     "other names": {"image_token_id": 5, "video_token_id": 9},
     "tied outside": {"tie_word_embeddings": True},
@@ -115,6 +123,10 @@ def test_it_is_what_the_library_reads(case: str) -> None:
         ({"text_config": {"rope_theta": "big"}}, "rope_theta is 'big'"),
         ({"text_config": {"num_key_value_heads": 5}}, "32 heads cannot share 5 heads of keys"),
         ({"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "positions of type 'linear'"),
+        (
+            {"text_config": {"rope_scaling": {"type": "yarn"}, "rope_parameters": {"rope_type": "default"}}},
+            "positions of type 'yarn'",
+        ),
         ({"text_config": {"use_sliding_window": True}}, "sliding-window"),
         ({"text_config": {"layer_types": ["sliding_attention"]}}, "sliding-window"),
         ({"vision_config": {"image_size": [384, 384]}}, r"image_size is \[384, 384\]"),

@@ -185,7 +185,9 @@ def test_a_template_without_a_place_for_one_video(copy: Path, template: str, cou
         chat_of(copy).encode("Who?")
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ nonsense.a.b }}", "{{ raise_exception('no videos') }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for %}", "{{ nonsense.a.b }}", "{{ raise_exception('no videos') }}", "{{ 1/0 }}"]
+)
 def test_a_template_that_fails(copy: Path, template: str) -> None:
     (copy / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match="chat template") as caught:
@@ -206,6 +208,20 @@ def test_end_tokens_are_the_generation_files(copy: Path, chat: Chat) -> None:
     assert chat_of(copy).end_ids == {7}
     edit(copy / "config.json", text_config=content | {"eos_token_id": None})
     assert chat_of(copy).end_ids == {ids[0]}
+
+
+@pytest.mark.parametrize("named", ["<|im_end|>", 1.5, [3, None], True])
+def test_end_tokens_that_are_no_ids(copy: Path, named: Any) -> None:
+    edit(copy / "generation_config.json", eos_token_id=named)
+    with pytest.raises(ModelError, match="as the tokens that end an answer, which are no ids"):
+        chat_of(copy)
+
+
+def test_a_template_that_is_no_text(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(ModelError, match="cannot be read") as caught:
+        chat_of(copy)
+    assert caught.value.hint
 
 
 def test_no_tokenizer(copy: Path) -> None:

@@ -129,6 +129,44 @@ def test_special_tokens_that_only_the_settings_name_are_added(tmp_path: Path) ->
     assert "<new>" in ours.special.values()
 
 
+def test_tokens_that_the_settings_declare_have_their_ids(tmp_path: Path) -> None:
+    """Named ones would come first if they were added as they are found."""
+    shutil.copytree(RANDOM, tmp_path, dirs_exist_ok=True)
+    first = read_tokenizer(RANDOM)[0].backend.get_vocab_size()
+    entries = [("<b>", True), ("<a>", False), ("<c>", True)]
+    flags = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+    declared = {first + n: flags | {"content": text, "special": special} for n, (text, special) in enumerate(entries)}
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"added_tokens_decoder": declared, "sep_token": "<c>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, librarys = both(tmp_path)
+    assert [ours.id_of(text) for text, _ in entries] == [first, first + 1, first + 2]
+    for text in ("a <b> dog", "x<a>y<c>", " <c>"):
+        assert ours.encode(text) == librarys(text, add_special_tokens=False)["input_ids"]
+    assert ours.special == {n: str(token) for n, token in librarys.added_tokens_decoder.items() if token.special}
+
+
+def test_special_tokens_with_names_of_their_own_reach_templates(tmp_path: Path) -> None:
+    shutil.copytree(RANDOM, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = {"video_token": "<video>", "image_token": "<image>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, librarys = both(tmp_path)
+    template = "{{ video_token }}{{ image_token }}{{ sound_token }}"
+    assert ours.render(template, MESSAGES) == "<video><image>"
+    assert librarys.apply_chat_template(MESSAGES, chat_template=template, tokenize=False) == "<video><image>"
+
+
+def test_older_checkpoints_name_special_tokens_in_a_file_of_their_own(tmp_path: Path) -> None:
+    shutil.copytree(RANDOM, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings = {name: value for name, value in settings.items() if name not in ("eos_token", "added_tokens_decoder")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    ours, librarys = both(tmp_path)
+    assert ours.named["eos_token"] == librarys.eos_token == "<|im_end|>"
+
+
 def test_templates_cannot_reach_the_machine() -> None:
     from jinja2.exceptions import SecurityError
 

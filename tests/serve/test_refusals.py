@@ -243,11 +243,29 @@ def test_clip_that_changes_while_it_is_read(
             assert there.post(body).json()["choices"][0]["message"]["content"] == own
 
 
+def test_clip_whose_name_changes_while_it_is_read(
+    tmp_path: Path, random: Model, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control: it is the same clip."""
+    file, whole = tmp_path / "clip.mp4", pipeline.read
+    file.write_bytes(clips[1].read_bytes())
+
+    def renamed(*what: Any, **more: Any) -> Any:
+        file.chmod(0o600)
+        file.rename(tmp_path / "other.mp4")
+        return whole(*what, **more)
+
+    with serving(load_endless, tmp_path) as there, monkeypatch.context() as changed:
+        changed.setattr(pipeline, "read", renamed)
+        said = there.post(there.body(f"file://{file}", QUESTIONS[0])).json()
+    assert said["choices"][0]["message"]["content"] == alone(random, clips[1], QUESTIONS[0]).text
+
+
 def test_too_large(tmp_path: Path, clips: list[Path]) -> None:
     ceilings = Ceilings(clip_seconds=0.5)
     with serving(lambda: load("demo"), tmp_path, upload_bytes=100_000, ceilings=ceilings) as small:
         request = small.body(clips[1], "What?")
-        refused(small.post(request), 413, "clip_too_large", "messages[0].content")
+        refused(small.post(request), 413, "clip_too_large", "messages")
         padded = json.dumps(request).encode() + b" " * 1_300_000
         refused(small.post(padded), 413, "request_too_large")
 
@@ -257,7 +275,7 @@ def test_too_large(tmp_path: Path, clips: list[Path]) -> None:
         small.settle()
         assert small.get("/health").status_code == 200
     with serving(lambda: load("demo"), tmp_path, ceilings=Ceilings(clip_pixels=100)) as small:
-        refused(small.post(small.body(clips[1], "What?")), 413, "clip_too_large", "messages[0].content")
+        refused(small.post(small.body(clips[1], "What?")), 413, "clip_too_large", "messages")
 
 
 def flood(connection: socket.socket) -> None:
