@@ -110,11 +110,12 @@ def ask(
             return
         if not_served:
             talk.say(Text(not_served, "dim"))
-    # 3. What else can be wrong without reading a weight.
-    chosen = method.build(context)
-    from holitom_cli.video import most_frames, probe, warm_up
+    # 3. What else can be wrong without reading a weight; the decoder starts while torch is imported.
+    from holitom_cli.video import most_frames, probe, readable, warm_up
 
+    readable(file)
     warm_up()
+    chosen = method.build(context)
     from holitom_cli import methods, pipeline
     from holitom_cli.cli import pictures as drawing
     from holitom_cli.clock import Clock

@@ -118,14 +118,15 @@ def batch(
     # 1. Everything that can be wrong without reading a weight or a frame.
     jobs = _jobs(clips, paths or [], questions, questions_file, answer.seed, talk)
     given = split_choices(choices, context)
-    chosen, wish = method.build(context), sampling.build(video, context)
+    wish = sampling.build(video, context)
     _check_formats(formats or [], output, clips)
     pages.check(output)
     if how.engine is Engine.ray:
         _check_cluster(pages, output)
     from holitom_cli.video import warm_up
 
-    warm_up()
+    warm_up()  # while torch is imported
+    chosen = method.build(context)
     from holitom_cli import pipeline
     from holitom_cli.batch.ledger import Ledger
     from holitom_cli.batch.runner import Plan

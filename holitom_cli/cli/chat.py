@@ -75,10 +75,10 @@ def chat(
     from holitom_cli.cli.room import Setup, View
 
     talk = Talk(quiet=quiet)
-    view = View(file or "", sampling.build(video, context), method.build(context))
     from holitom_cli.video import warm_up
 
-    warm_up()
+    warm_up()  # while torch is imported
+    view = View(file or "", sampling.build(video, context), method.build(context))
     from holitom_cli import pipeline
 
     generation = pipeline.check_generation(Generation(**asdict(answer)))

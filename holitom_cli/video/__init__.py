@@ -11,7 +11,7 @@ from holitom_cli.video.capabilities import capabilities  # named as its module, 
 
 if TYPE_CHECKING:
     from holitom_cli.video.client import probe, read, subtitles
-    from holitom_cli.video.files import no_subtitles, subtitle_file
+    from holitom_cli.video.files import no_subtitles, readable, subtitle_file
     from holitom_cli.video.sampling import most_frames
     from holitom_cli.video.worker_link import limit_memory, stop_workers, unless, warm_up
 
@@ -22,6 +22,7 @@ __all__ = [
     "no_subtitles",
     "probe",
     "read",
+    "readable",
     "stop_workers",
     "subtitle_file",
     "subtitles",
@@ -35,6 +36,7 @@ _HOME = {
     "no_subtitles": "files",
     "probe": "client",
     "read": "client",
+    "readable": "files",
     "stop_workers": "worker_link",
     "subtitle_file": "files",
     "subtitles": "client",
