@@ -228,7 +228,7 @@ WRONG = [
     (["--methods", "holitom:inner_layer=99"], 2, "inner_layer is 99"),
     (["--methods", "full,holitom:inner_layer=99"], 2, "inner_layer is 99"),
     (["--scoring", "luck"], 2, "'luck' is not one of"),
-    (["--limit", "0"], 2, "--limit': Input should be greater than or equal to 1."),
+    (["--limit", "0"], 2, "--limit'"),
     (["--model", "nowhere/at/all"], 1, "There is no directory"),
 ]
 

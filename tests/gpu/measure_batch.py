@@ -56,7 +56,8 @@ _SIZE = (1280, 720)
 _ROWS = (1, 4, 16, 32)
 _RATE = 25
 _BEST = "batch, 16 rows"  # what a GPU does by default
-_ROUNDS = 3  # questions about each clip for each GPU, when several are compared
+_CREW_ROWS = 16  # of each worker, when several are compared
+_ROUNDS = 5  # questions about each clip for each GPU, when several are compared
 
 Results = dict[str, dict[str, Any]]
 Ids = dict[str, tuple[int, ...]]
@@ -144,19 +145,23 @@ def plan(tokens: int, rows: int, processes: int = 1) -> Plan:
 def crew(
     work: Sequence[Job], tokens: int, model: tuple[str, None, str], devices: Sequence[str]
 ) -> tuple[float, dict[str, float]]:
-    """Rows a second of a worker on each device, from when all have a model to the last row; their threads' seconds."""
+    """Rows a second of a worker on each device, once all are warm and as long as there is more to do.
+
+    Returns:
+        the rate, and what the seconds of the workers' model threads went into, from their start to their end.
+    """
     setting = {"output": None, "retry_failed": False, "force": False, "clip_pages": None}
-    several = Crew(work, devices, plan(tokens, 16, len(devices)), model, setting, error_row)
-    began, count = 0.0, 0
+    several = Crew(work, devices, plan(tokens, _CREW_ROWS, len(devices)), model, setting, error_row)
+    moments: list[float] = []
+    last = 0
     for made in several:
         assert made.claim is not Claim.ANSWERED
         assert made.row is None or "answer" in made.row, made.row
-        if began:
-            count += 1
-        elif all(worker.ready for worker in several._workers):
-            began = time.perf_counter()
-        ended = time.perf_counter()
-    return count / (ended - began), {name: round(seconds, 2) for name, seconds in several.seconds.items()}
+        moments.append(time.perf_counter())
+        last = len(moments) if several._todo else last
+    first = 2 * _CREW_ROWS * len(devices)
+    rate = (last - first) / (moments[last - 1] - moments[first - 1])
+    return rate, {name: round(seconds, 2) for name, seconds in several.seconds.items()}
 
 
 # --- measuring ------------------------------------------------------------------------------------
