@@ -23,6 +23,7 @@ class StaticCache:
         self.keys: list[Tensor] = [torch.empty(0)] * depth  # each (B, Hkv, S, d)
         self.values: list[Tensor] = [torch.empty(0)] * depth
         self.lengths: list[Tensor] = [torch.empty(0)] * depth  # each (B,) int64; layers of equal length share one
+        self.starts: list[Tensor] = [torch.empty(0)] * depth  # 0 in the places of lengths: where a prompt begins
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, s, d) and return those that the new queries attend to."""
@@ -75,8 +76,11 @@ class StaticCache:
         both[:, :, :, length:] = 0  # masked garbage could be NaN, and 0 * NaN is NaN
         self.keys[layer], self.values[layer] = both.unbind()
         shared = layer > 0 and self.keys[layer - 1].shape == shape and self.keys[layer - 1].device == like.device
-        own = self.lengths[layer - 1] if shared else torch.full((batch,), length, device=like.device)
-        self.lengths[layer] = own
+        if shared:
+            self.lengths[layer], self.starts[layer] = self.lengths[layer - 1], self.starts[layer - 1]
+        else:
+            self.lengths[layer] = torch.full((batch,), length, device=like.device)
+            self.starts[layer] = torch.zeros_like(self.lengths[layer])
 
 
 class RowCache(StaticCache):

@@ -144,16 +144,29 @@ def decoder_layer(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], mask:
     attention, mlp = layer.self_attn, layer.mlp
     mixed = _attended(attention, _normed(layer.input_layernorm, hidden), rope, mask, cache)
     hidden = _added(hidden, attention.o_proj, mixed)
-    norm, parts = layer.post_attention_layernorm, hidden.split(_MLP_TOKENS, 1)
-    out = [_added(part, mlp.down_proj, gated(mlp.gate_up(_normed(norm, part)), mlp)) for part in parts]
-    return out[0] if len(out) == 1 else torch.cat(out, 1)
+    for part in hidden.view(-1, hidden.shape[-1]).split(_MLP_TOKENS):
+        states = gated(mlp.gate_up(_normed(layer.post_attention_layernorm, part)), mlp)
+        _add(part, mlp.down_proj, states)
+    return hidden
 
 
 def _added(hidden: Tensor, linear: Any, states: Tensor) -> Tensor:
     """Hidden states and a linear layer's output, in one product where its weights are plain."""
-    if not isinstance(linear, nn.Linear) or getattr(linear, "bias", None) is not None:
+    if not _is_plain(linear):
         return hidden + linear(states)  # type: ignore[no-any-return]
     return torch.addmm(hidden.flatten(0, 1), states.flatten(0, 1), linear.weight.T).view_as(hidden)
+
+
+def _add(hidden: Tensor, linear: Any, states: Tensor) -> None:
+    """The same in the place of hidden states (n, D), which spares a copy of them."""
+    if _is_plain(linear):
+        hidden.addmm_(states, linear.weight.T)
+    else:
+        hidden += linear(states)
+
+
+def _is_plain(linear: Any) -> bool:
+    return isinstance(linear, nn.Linear) and getattr(linear, "bias", None) is None
 
 
 def _attended(attention: Any, states: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:
@@ -183,8 +196,9 @@ def _attended_on_gpu(
     prompt = not cache.lengths[layer].numel()
     if prompt:
         cache.reserve(qkv, layer, (batch, (qkv.shape[2] // width - heads) // 2, length, width))
-    keys, values, at = cache.keys[layer], cache.values[layer], cache.lengths[layer]
-    query = turn(qkv, rope, keys, values, torch.zeros_like(at) if prompt else at, heads)
+    keys, values = cache.keys[layer], cache.values[layer]
+    at = cache.starts[layer] if prompt else cache.lengths[layer]
+    query = turn(qkv, rope, keys, values, at, heads)
     if not prompt and length == 1:
         return attend(query, keys, values, at)
     known = (keys[:, :, :length], values[:, :, :length]) if prompt else (keys, values)
