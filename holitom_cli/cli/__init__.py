@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 
 def main() -> None:
     """Run `holitom`."""
@@ -10,6 +13,7 @@ def main() -> None:
     watch_for_interrupts()
     try:
         open_missing_streams()
+        _start_decoder()
         from holitom_cli.cli.app import run
 
         run()
@@ -19,3 +23,12 @@ def main() -> None:
         if end.code == INTERRUPTED:
             end_at_once()
         raise
+
+
+def _start_decoder() -> None:
+    """Start one for `ask`: it takes as long to import its libraries as this process to import those of its options."""
+    if sys.argv[1:2] == ["ask"] and len(sys.argv) > 3:
+        from holitom_cli.video.worker_link import warm_up
+
+        with suppress(OSError):  # it is started later, or said why not
+            warm_up()

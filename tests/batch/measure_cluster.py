@@ -1,6 +1,7 @@
 """Two nodes of a Ray cluster against one: `python -m tests.batch.measure_cluster [--clips 20] [--rounds 1]`.
 
-A node is kept to one core of this machine, with a model and decoders on it, as a machine of its own would be. Clips,
+A node is kept to one core of this machine, with a model and decoders on it, as a machine of its own would be; the first
+one's has Ray's head and the command on it, too, with two nodes as with one. Clips,
 several times as many for two nodes as for one, are asked one question each of the demo model's size; rows count from
 the first to the last, so that starting is left out. Rounds of one and of two nodes take turns, for machines that do
 other things besides. Prints a table, and JSON on the last line.
@@ -44,6 +45,7 @@ def rate(home: Path, clips: int, tokens: int, nodes: int) -> float:
         run = subprocess.Popen(
             [*command, "--engine", "ray"],
             env=environment(home, RAY_ADDRESS=address), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, {0}),  # noqa: PLW1509  # no other thread is there
         )  # fmt: skip
         moments: list[float] = []
         while run.poll() is None:

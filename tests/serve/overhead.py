@@ -88,7 +88,9 @@ def run(home: Path, model: str, device: str, clip: Path, *options: str) -> tuple
 
 
 def start(home: Path, *command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(home), timeout=120)
+    with_bytecode = environment(home, PYTHONPYCACHEPREFIX=str(home / "bytecode"))  # as where somebody has installed it
+    with_bytecode.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=with_bytecode, timeout=120)
     return done.stdout
 
 
