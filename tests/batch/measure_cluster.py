@@ -1,4 +1,4 @@
-"""Two nodes of a Ray cluster against one: `python -m tests.batch.measure_cluster [--clips 20] [--rounds 1]`.
+"""Two nodes of a Ray cluster against one: `python -m tests.batch.measure_cluster [--clips 100] [--rounds 1]`.
 
 A node is kept to one core of this machine, with a model and decoders on it, as a machine of its own would be; the first
 one's has Ray's head and the command on it, too, with two nodes as with one. Clips,
@@ -79,7 +79,7 @@ def main(clips: int, tokens: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
