@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
+from holitom_cli import cli
 from tests.program import FAST, SCHEMA, Done, Invoke, installed
 
 QUESTION = "What is shown in the video?"
@@ -126,3 +127,20 @@ def test_module_is_the_program(tmp_path: Path) -> None:
         [sys.executable, "-m", "holitom_cli", "--version"], capture_output=True, text=True, check=True, timeout=30
     )
     assert shown.stdout == installed("--version", home=tmp_path).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "started"), [("ask clip.mp4 What?", 1), ("ask --help", 0), ("ask", 0), ("batch clips -q What?", 0)]
+)
+def test_a_decoder_starts_before_anything_else(arguments: str, started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot, that is no matter yet: it is tried again where it is needed, which says why."""
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr("holitom_cli.video.worker_link.warm_up", fail)
+    monkeypatch.setattr("sys.argv", ["holitom", *arguments.split()])
+    cli._start_decoder()
+    assert len(calls) == started

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from holitom_cli import methods
 from holitom_cli.errors import DeviceError, HolitomError, ModelError, UsageError
+from holitom_cli.model import loading, vision
 from holitom_cli.model.hub import locate
 from holitom_cli.model.loading import Model, load_model, read_checkpoint
 from holitom_cli.model.prefill import prefill
@@ -358,3 +359,25 @@ def test_a_card_that_is_too_small_while_loading(small: Path, monkeypatch: pytest
     with pytest.raises(DeviceError, match="is not enough to load") as caught:
         load(small)
     assert "--device-map auto" in caught.value.hint
+
+
+def test_a_rehearsal_asks_for_the_kernels_of_the_first_frames(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU chooses them by the shapes of what is multiplied, and by how many frames come together."""
+    multiplied: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    plain = torch.nn.functional.linear
+
+    def heard(states: torch.Tensor, weight: torch.Tensor, *more: Any) -> torch.Tensor:
+        multiplied.append((tuple(states.shape), tuple(weight.shape)))
+        return plain(states, weight, *more)
+
+    model = load_model(small, device="cpu")
+    side = model.checkpoint.preprocessor.height
+    monkeypatch.setattr(torch.nn.functional, "linear", heard)
+    vision.encode(model, torch.randn(vision.CHUNK_FRAMES, 3, side, side))
+    first = set(multiplied)
+    multiplied.clear()
+    loading._rehearse(model.checkpoint, torch.device("cpu"), torch.float32)
+    assert set(multiplied) == first
+    multiplied.clear()
+    vision.encode(model, torch.zeros(vision.CHUNK_FRAMES, 3, side, side))
+    assert set(multiplied) != first  # control: frames that are equal are one
