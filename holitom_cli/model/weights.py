@@ -86,8 +86,10 @@ class _Lifts(threading.local):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)
+        if device.type != "cuda":
+            return
+        with torch.cuda.device(device):  # else the first GPU may take part in it
+            self._stream = torch.cuda.Stream()
             self._halves = [torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._free = [torch.cuda.Event() for _ in self._halves]
 

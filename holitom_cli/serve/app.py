@@ -66,12 +66,17 @@ class Service:
         ]
         self._routes = {route.path for route in routes}
         gate: Any = Middleware(Gate, api_key=api_key, host=host, names=names, on_response=self._count)
-        handlers: Any = {Refused: _refused, HTTPException: _not_served, Exception: _broken}
+        handlers: Any = {Refused: _refused, HTTPException: _not_served, Exception: self._broken}
         return Starlette(routes=routes, middleware=[gate], exception_handlers=handlers)
 
     def _count(self, path: str, status: int) -> None:
         """Count a response; paths that nobody has named share a label, so that labels stay few."""
         self.metrics.requests.labels(path if path in self._routes else "other", status).inc()
+
+    async def _broken(self, request: Request, error: Exception) -> Response:
+        """What nobody has thought of; its response does not pass the gate, which counts the others."""
+        self._count(request.scope["path"], 500)
+        return respond(Refused(500, f"This should not have happened: {type(error).__name__}.", code="internal_error"))
 
     async def _models(self, _: Request) -> Response:
         model = self.engine.model
@@ -105,7 +110,3 @@ async def _not_served(_: Request, error: Exception) -> Response:
     response = respond(Refused(error.status_code, f"{said}.", "See docs/serve.md.", said.lower().replace(" ", "_")))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _broken(_: Request, error: Exception) -> Response:
-    return respond(Refused(500, f"This should not have happened: {type(error).__name__}.", code="internal_error"))

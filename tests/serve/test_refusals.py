@@ -261,6 +261,21 @@ def test_clip_whose_name_changes_while_it_is_read(
     assert said["choices"][0]["message"]["content"] == alone(random, clips[1], QUESTIONS[0]).text
 
 
+def test_what_nobody_has_thought_of_is_counted_too(
+    tmp_path: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    counted = 'holitom_requests_total{route="/v1/chat/completions",status="500"} 1.0'
+    with serving(load_endless, tmp_path) as there:
+        monkeypatch.setattr(pipeline, "read", broken)
+        assert counted not in there.get("/metrics").text
+        assert "ZeroDivisionError" in refused(there.post(there.body(clips[1], "What?")), 500, "internal_error")
+        assert counted in there.get("/metrics").text
+        assert there.is_idle()
+
+
 def test_too_large(tmp_path: Path, clips: list[Path]) -> None:
     ceilings = Ceilings(clip_seconds=0.5)
     with serving(lambda: load("demo"), tmp_path, upload_bytes=100_000, ceilings=ceilings) as small:
