@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from holitom_cli.algebra.merge import IntArray, Wanted
+    from holitom_cli.algebra.host import IntArray
+    from holitom_cli.algebra.merge import Wanted
 
 _WIDE = 1024  # features of a token that a program adds up at a time
 

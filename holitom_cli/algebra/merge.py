@@ -15,8 +15,7 @@ from holitom_cli.algebra import kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.int64]
+    from holitom_cli.algebra.host import BoolArray, IntArray
 
 
 class Clusters(NamedTuple):
@@ -151,11 +150,6 @@ class Merged(NamedTuple):
     def cell(self) -> Tensor:
         """(G, K), meaningless for the centres that a group does not have, as their size is."""
         return self.account[0]
-
-    @property
-    def size(self) -> Tensor:
-        """(G, K)."""
-        return self.account[1]
 
 
 def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:

@@ -12,10 +12,7 @@ from torch import Tensor
 from holitom_cli.algebra import kernels
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.int64]
+    from holitom_cli.algebra.host import BoolArray, IntArray
 
 _CHUNK_FRAMES = 32  # float32 copies of this many frames are held at a time
 

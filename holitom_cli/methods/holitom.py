@@ -113,9 +113,7 @@ class _Plan(NamedTuple):
 
     bounds: IntArray  # (G, 2) the first frame of each of the G segments, and the first behind it
     wanted: list[NDArray[Any]]  # what becomes of their static cells, as `Wanted` has it
-    rows: (
-        IntArray  # (5, N + 1) token and frame where each row comes from, -1 to N - 1, cell, and 1; of static ones frame
-    )
+    rows: IntArray  # (5, N + 1) token and frame of each row, -1 to N - 1, cell, and 1; of static rows only the frame
     lookup: IntArray  # (F P,) where the row of each token is found: among G P cells, or behind them in -1, 0, ... N - 1
 
 

@@ -63,4 +63,4 @@ def test_plain_means_of_clusters_and_groups_without_any() -> None:
     own = Wanted.arrays(valid.numpy(), centres, np.array([0, 2, 2]), 2, 7, 0.9, each=np.array([3, 1, 1]))
     weighted = merge_by_peaks(tokens, Wanted(*moved(own, CPU)))
     assert not torch.allclose(weighted.blended[0], merged.blended[0])
-    assert (weighted.size[0] == 3 * merged.size[0]).all()
+    assert (weighted.account[1][0] == 3 * merged.account[1][0]).all()

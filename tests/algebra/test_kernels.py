@@ -81,7 +81,7 @@ def test_clusters_are_plain_torchs(interpreted: pytest.MonkeyPatch, neighbours: 
     for g, count in enumerate(counts):
         assert torch.equal(found.goes_to[g, valid[g]], expected.goes_to[g, valid[g]])
         assert torch.equal(found.cell[g, :count], expected.cell[g, :count])
-        assert torch.equal(found.size[g, :count], expected.size[g, :count])
+        assert torch.equal(found.account[1][g, :count], expected.account[1][g, :count])
         torch.testing.assert_close(found.blended[g, :count], expected.blended[g, :count], atol=1e-6, rtol=1e-6)
     assert not torch.equal(found.blended[1, :9], other.blended[1, :9])  # control
 

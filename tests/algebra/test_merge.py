@@ -85,7 +85,7 @@ def assert_like_the_loops(tokens: Tensor, valid: Tensor, counts: list[int], neig
         assert clusters.member_of[g, columns].tolist() == [columns[c] for c in member_of]
         assert found.cell[at, :count].tolist() == places
         assert found.goes_to[at, columns].tolist() == [row + chosen.index(c) for c in member_of]
-        assert found.size[at, :count].tolist() == [(at + 1) * member_of.count(c) for c in chosen]
+        assert found.account[1][at, :count].tolist() == [(at + 1) * member_of.count(c) for c in chosen]
         expected = torch.tensor([slow_blend(rows, c, member_of, beta) for c in chosen])
         torch.testing.assert_close(found.blended[at, :count], expected, atol=2e-6, rtol=2e-6)
         row += count
@@ -153,7 +153,7 @@ def test_control_another_weight_and_other_neighbours_are_seen() -> None:
 def test_a_centre_without_members_is_unchanged() -> None:
     tokens = noise(1, 6, 4)
     found = merged(tokens, torch.ones(1, 6, dtype=torch.bool), [4])
-    alone = found.size[0] == 1
+    alone = found.account[1][0] == 1
     assert 0 < alone.sum() < 4
     assert torch.equal(found.blended[0, alone], tokens[0, found.cell[0, alone]])
     assert not torch.isclose(found.blended[0, ~alone], tokens[0, found.cell[0, ~alone]]).any()
