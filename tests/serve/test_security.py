@@ -32,7 +32,7 @@ from holitom_cli.serve.wishes import Ceilings
 from holitom_cli.video.worker_link import Worker
 from tests.clips import make
 from tests.serve.elsewhere import Behaviour, elsewhere, gives, leads_to, never_ends
-from tests.serve.served import PATIENCE_SECONDS, Served, load, serving
+from tests.serve.served import PATIENCE_SECONDS, Served, load, serving, wait_until
 from tests.video.test_memory import announcing
 
 MOST = 2**21  # bytes of a clip
@@ -368,9 +368,9 @@ def test_clients_that_leave_in_the_middle(fort: Fort) -> None:
         [request("/v1/chat/completions", JSON)[:50]],
     ):
         said(fort, head, hang_up=True)
+    assert fort.answers(fort.clip.as_uri())  # by now the server has heard of all of them
     fort.served.settle()
-    assert list(fort.spool.glob("file-*")) == []
-    assert fort.answers(fort.clip.as_uri())
+    wait_until(lambda: list(fort.spool.glob("file-*")) == [])
 
 
 def test_clients_that_drip(tmp_path: Path) -> None:
