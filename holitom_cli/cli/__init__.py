@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import suppress
 
 
 def main() -> None:
     """Run `holitom`."""
+    gc.disable()  # until a command has imported what it needs: none of that is ever garbage
+    try:
+        _run()
+    finally:
+        gc.freeze()  # the system takes everything back at once; looking through it first takes longer
+
+
+def _run() -> None:
     from holitom_cli.cli.guard import INTERRUPTED, end_at_once, open_missing_streams, watch_for_interrupts
 
     watch_for_interrupts()

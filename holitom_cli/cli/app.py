@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -80,5 +81,7 @@ def run() -> None:
     flags = set(sys.argv[1:])
     with closed_pipe_is_fine(), errors_in_a_sentence(debug="--debug" in flags, as_json="--json" in flags):
         named = sys.argv[1:2]
-        commands = build(named if named and named[0] in _COMMANDS else _COMMANDS)
+        commands = build([] if named == ["--version"] else named if {*named} & {*_COMMANDS} else _COMMANDS)
+        if named != ["ask"]:  # it goes on to import torch, or is done before
+            gc.enable()
         raise SystemExit(commands(prog_name="holitom", standalone_mode=False))

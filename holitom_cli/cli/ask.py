@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from holitom_cli.cli import served, session
 from holitom_cli.cli.console import Talk, write, write_json
@@ -31,7 +31,6 @@ from holitom_cli.cli.options import (
     split_choices,
 )
 from holitom_cli.report.record import document
-from holitom_cli.report.terminal import report, warning_line
 from holitom_cli.report.text import visible
 from holitom_cli.types import AnswerRecord, Generation, Watched
 
@@ -109,7 +108,7 @@ def ask(
             _tell(theirs, [], talk, json=json, no_stream=no_stream)
             return
         if not_served:
-            talk.say(Text(not_served, "dim"))
+            talk.words(not_served, "dim")
     # 3. What else can be wrong without reading a weight; the decoder starts while torch is imported.
     from holitom_cli.video import most_frames, probe, readable, warm_up
 
@@ -120,6 +119,7 @@ def ask(
     from holitom_cli.cli import pictures as drawing
     from holitom_cli.clock import Clock
 
+    gc.enable()  # main() has turned it off
     pipeline.check_generation(Generation(**asdict(answer)))
     info = probe(file, timeout_seconds=video.decode_timeout)
     lines = session.subtitle_lines(file, told.subtitles, video)
@@ -167,10 +167,14 @@ def _tell(
         write_json(document(answers, full) | ({"not_served": not_served} if not_served else {}))
     elif no_stream:
         write("".join(f"{item.text}\n" for item in answers))
+    warnings = dict.fromkeys(warning for item in answers for warning in item.warnings) if talk.quiet else ()
+    if talk.quiet and not warnings:
+        return
+    from holitom_cli.report.terminal import report, warning_line
+
     talk.say(report(answers, full))
-    if talk.quiet:
-        for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
-            talk.insist(warning_line(warning))
+    for warning in warnings:
+        talk.insist(warning_line(warning))
 
 
 def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Painter | None:
@@ -183,6 +187,8 @@ def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Pa
         refuse_idle(context, "inline", "With --quiet there is no report")
     paint = inline.painter(talk.console)
     if paint is None:
+        from holitom_cli.report.terminal import warning_line
+
         talk.say(warning_line(inline.CANNOT))
     return paint
 
@@ -202,7 +208,7 @@ def _answers(
     answers = []
     for question in questions:
         if stream and len(questions) > 1:
-            talk.say(Text(f"{visible(question)}", "bold"))
+            talk.words(visible(question), "bold")
         if not choices:
             asking = partial(pipeline.ask, model, watched, question, **asdict(options))
             answers.append(session.answered(asking, talk, aloud=stream))

@@ -1,4 +1,4 @@
-"""stdout is for data, stderr for talk."""
+"""stdout is for data, stderr for talk. rich is imported when there is something to show."""
 
 from __future__ import annotations
 
@@ -7,29 +7,39 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.text import Text
 
 from holitom_cli.report.text import visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.text import Text
 
 
 class Talk:
     """What goes to stderr; says nothing when quiet, but errors and warnings always."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
         self.quiet = quiet
+
+    @cached_property
+    def console(self) -> Console:
+        """Where it goes."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
 
     def say(self, renderable: RenderableType) -> None:
         """Print unless quiet."""
         if not self.quiet:
             self.console.print(renderable)
+
+    def words(self, text: str, style: str = "") -> None:
+        """Print text as it is, unless quiet."""
+        if not self.quiet:
+            self.console.print(_plain(text, style))
 
     def insist(self, renderable: RenderableType) -> None:
         """Print, quiet or not."""
@@ -44,21 +54,30 @@ class Talk:
         if self.quiet:
             yield lambda: None
         elif self.console.is_terminal:
-            with self.console.status(Text(what)) as status:
+            with self.console.status(_plain(what)) as status:
                 yield status.stop
         else:
-            self.console.print(Text(what))
+            self.words(what)
             yield lambda: None
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """The same for work with a number; to be told how much is done, and of how much."""
-        if self.console.is_terminal and not self.quiet:
-            with self.console.status(Text(what)) as status:
-                yield lambda done, total: status.update(Text(f"{what}: {done} of {total}") if total else Text(what))
-        else:
-            self.say(Text(what))
+        if self.quiet:
             yield lambda *_: None
+        elif self.console.is_terminal:
+            with self.console.status(_plain(what)) as status:
+                yield lambda done, total: status.update(_plain(f"{what}: {done} of {total}" if total else what))
+        else:
+            self.words(what)
+            yield lambda *_: None
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text that is no markup."""
+    from rich.text import Text
+
+    return Text(text, style)
 
 
 def write(text: str) -> None:
@@ -72,11 +91,13 @@ def write(text: str) -> None:
 
 def wrote(file: Path) -> Text:
     """Where something was written."""
-    return Text(f"Wrote {visible(str(file))}.")
+    return _plain(f"Wrote {visible(str(file))}.")
 
 
 def print_data(renderable: RenderableType) -> None:
     """A table that was asked for, on stdout."""
+    from rich.console import Console
+
     Console(highlight=False).print(renderable)
 
 

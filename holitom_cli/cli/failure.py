@@ -13,7 +13,6 @@ from holitom_cli.cli.console import Talk, write_json
 from holitom_cli.cli.guard import INTERRUPTED
 from holitom_cli.errors import HolitomError, UsageError, in_a_sentence
 from holitom_cli.report.record import error_document
-from holitom_cli.report.terminal import error_line
 
 # Typer exports one kind of its usage errors; the class of all of them moved between its versions.
 _NotUnderstood: Any = typer.BadParameter.__base__
@@ -43,6 +42,8 @@ def _tell(error: HolitomError, *, as_json: bool) -> NoReturn:
     except OSError:  # stdout itself is what failed
         as_json = False
     if not as_json:
+        from holitom_cli.report.terminal import error_line
+
         Talk().insist(error_line(error))
     raise SystemExit(error.exit_code)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
-
-from rich.text import Text
 
 from holitom_cli.cli import session
 from holitom_cli.cli.options import (
@@ -106,22 +104,27 @@ def _by(
             linked = open_for_it.enter_context(link(path, wanted))
             names, has_presets = linked.settings_of(request.method.method)
             method = request.method.words(context, names, has_presets=has_presets)
-            with talk.busy("Asking the running server"):
-                linked.ask(clip, method, Generation(**asdict(request.answer)), [*request.questions], _warm_up)
+            sending = partial(_sending, talk)
+            linked.ask(clip, method, Generation(**asdict(request.answer)), [*request.questions], sending)
+            import holitom_cli.report.terminal  # noqa: F401  what shows the answers; the server has work to do meanwhile
+
             return list(_heard(linked, request, talk, aloud=aloud)), ""
     except ElsewhereError as error:
         return [], f"The running server was not asked: {error}."
 
 
-def _warm_up() -> None:
+@contextmanager
+def _sending(talk: Talk) -> Iterator[None]:
     """Start a decoder; a clip that the server knows needs none, nor the modules that know of them."""
     from holitom_cli.video import warm_up
 
     warm_up()
+    with talk.busy("Sending frames to the running server"):
+        yield
 
 
 def _heard(linked: Link, request: Request, talk: Talk, *, aloud: bool) -> Iterable[AnswerRecord]:
     for question in request.questions:
         if aloud and len(request.questions) > 1:
-            talk.say(Text(f"{visible(question)}", "bold"))
+            talk.words(visible(question), "bold")
         yield session.answered(partial(linked.answer, path=request.file), talk, aloud=aloud)

@@ -13,7 +13,6 @@ import typer
 from holitom_cli.cli.console import Talk, write
 from holitom_cli.cli.options import CacheOptions, ContextOptions, ModelOptions, VideoOptions
 from holitom_cli.errors import UsageError, reason
-from holitom_cli.report.terminal import warning_line
 from holitom_cli.report.text import budget, size
 from holitom_cli.types import AnswerRecord
 
@@ -207,6 +206,8 @@ class Shelf:
     def keep(self, watched: Watched, talk: Talk) -> None:
         self.cache.put(self.key, watched.frames, watched.visual)
         if self.cache.trouble:
+            from holitom_cli.report.terminal import warning_line
+
             talk.insist(warning_line(self.cache.trouble))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,11 +120,11 @@ class Link:
         method: Mapping[str, Any],
         generation: Generation,
         questions: list[str],
-        warm_up: Callable[[], None],
+        sending: Callable[[], AbstractContextManager[None]],
     ) -> Link:
         """Have questions about a clip answered; the clip is decoded here where the server does not know it yet.
 
-        `warm_up` is called as soon as it is known that a decoder will be needed.
+        `sending` is around that: called as soon as it is known that a decoder will be needed.
 
         Raises:
             ElsewhereError: the server will not answer them.
@@ -141,8 +141,8 @@ class Link:
             }
         )
         if self._next()["frames"] == "wanted":
-            warm_up()
-            self._send_frames(clip)
+            with sending():
+                self._send_frames(clip)
         return self
 
     def answer(self, on_text: Callable[[str], None] | None, path: str) -> AnswerRecord:

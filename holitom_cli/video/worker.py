@@ -6,6 +6,7 @@ Nothing here imports torch, and av runs without numpy: the first answer waits fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -48,6 +49,7 @@ def main(arena: str) -> None:
     threading.Thread(target=listen, args=(requests, server.free), daemon=True).start()
     with contextlib.suppress(ImportError):  # told when it is needed
         import holitom_cli.video.av_reader  # noqa: F401  loads native libraries before the first request
+    gc.enable()  # it was off while all was imported: none of that is ever garbage
     while True:
         try:
             for reply in server.answer(requests.get()):

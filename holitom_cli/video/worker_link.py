@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Self
 from holitom_cli.video.arena import Arena
 
 BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
+    "import gc, json, sys; gc.disable(); sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from holitom_cli.video.worker import main; main(sys.argv[1])"
 )
 CHILD_OPTIONS = ["-P", "-S"]  # sys.path is handed over: no folder of clips may slip modules in, no need for site

@@ -77,7 +77,7 @@ def ask(
     """What a server says, and what of it came in pieces."""
     said: list[str] = []
     with link(path, wanted) as linked:
-        linked.ask(Clip(str(clip), sampling, None), method, generation, questions, lambda: None)
+        linked.ask(Clip(str(clip), sampling, None), method, generation, questions, nullcontext)
         answers = [linked.answer(said.append, str(clip)) for _ in questions]
     assert "".join(said) == "".join(answer.text for answer in answers)
     return answers
@@ -414,7 +414,7 @@ def test_caller_that_leaves_frees_its_row_and_place(talkative_near: tuple[Served
     wanted = replace(DEMO, model=str(RANDOM))
     with link(path, wanted) as linked:
         linked.ask(
-            Clip(str(clips[1]), SAMPLING, None), HOLITOM, Generation(max_new_tokens=1000), ["What?"], lambda: None
+            Clip(str(clips[1]), SAMPLING, None), HOLITOM, Generation(max_new_tokens=1000), ["What?"], nullcontext
         )
         linked._next()
         assert (near.places_taken, near.engine.speaking) == (1, 1)
