@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 def _expect(name: str, array: Tensor | np.ndarray[Any, Any], *shape: int | None) -> None:
     """Raise ValueError unless `array` has this shape; None admits any length."""
     actual = tuple(array.shape)
-    fits = len(actual) == len(shape) and all(
-        want is None or got == want for got, want in zip(actual, shape, strict=True)
-    )
-    if not fits:
+    if actual == shape:
+        return
+    if len(actual) != len(shape) or any(want not in (None, got) for got, want in zip(actual, shape, strict=True)):
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
         raise ValueError(f"{name} has shape {actual}, expected ({wanted})")
 

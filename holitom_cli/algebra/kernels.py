@@ -1,6 +1,6 @@
 """What a GPU would take many small steps for, each one kernel on an NVIDIA GPU.
 
-Sums over all tokens of a clip read every token once and copy none; clusters take five kernels instead of some thirty.
+Sums over all tokens of a clip read every token once and copy none; clusters take three kernels instead of some thirty.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from holitom_cli.algebra.merge import Wanted
 
 _WIDE = 1024  # features of a token that a program adds up at a time
+_TILE = 8192  # features of all tokens of a group that a program holds
+_HELD = 4096  # distances between some tokens and all of a group, likewise
 
 
 @cache
@@ -78,6 +80,28 @@ def segment_means(tokens: Tensor, bounds: IntArray, there: Tensor) -> Tensor:
     return out
 
 
+def centred(tokens: Tensor, share: Tensor) -> Tensor:
+    """Tokens less their mean, / sqrt(D); where `clusters_on` says so.
+
+    Args:
+        tokens: (G, P, D) float32.
+        share: (G, P) float32, what each counts in the mean.
+    """
+    groups, patches, width = tokens.shape
+    out, block = torch.empty_like(tokens), _block(patches)
+    wide = max(_TILE // block, 4)
+    with torch.cuda.device_of(tokens):
+        _triton().centre[-(-width // wide), groups](
+            tokens.contiguous(), share, out, width, width**-0.5, P=patches, BLOCK=block, WIDE=wide
+        )
+    return out
+
+
+def _block(patches: int) -> int:
+    """What a program has room for where it sees all tokens of a group."""
+    return 1 << (patches - 1).bit_length()
+
+
 def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """Centres and who joins them; where `clusters_on` says so.
 
@@ -91,21 +115,17 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """
     groups, patches = products.shape[:2]
     most, near = wanted.row.shape[1], wanted.near.shape[1]
-    squared = torch.empty_like(products)
-    # Each by itself, since a tensor that starts elsewhere in another would be compiled for again.
-    spread, farthest, score = (products.new_empty(groups, patches) for _ in range(3))
-    rank = torch.empty(groups, patches, dtype=torch.int32, device=products.device)
-    goes_to = torch.empty_like(wanted.base)
+    squared, goes_to = torch.empty_like(products), torch.empty_like(wanted.base)
+    spread, farthest = products.new_empty(groups, patches), products.new_empty(groups, patches)
     blend = products.new_empty(groups, most, patches)
     account = wanted.row.new_empty(2, groups, most)
-    sizes = {"P": patches, "BLOCK": 1 << (patches - 1).bit_length()}
-    every, made = (patches, groups), _triton()
+    sizes, made = {"P": patches, "BLOCK": _block(patches)}, _triton()
     with torch.cuda.device_of(products):
-        made.densities[every](products, wanted.share, wanted.near, squared, spread, farthest, NEAR=near, **sizes)
-        made.scores[every](squared, spread, farthest, score, **sizes)
-        made.ranks[every](score, rank, **sizes)
-        made.joins[every](squared, rank, wanted.centres, wanted.base, goes_to, **sizes)
-        made.blends[most, groups](
-            rank, wanted.centres, wanted.each, goes_to, wanted.row, wanted.weights, blend, account, most, **sizes
+        made.densities[patches, groups](
+            products, wanted.share, wanted.near, squared, spread, farthest, NEAR=near, **sizes
         )
+        made.clusters[(groups,)](
+            squared, spread, farthest, wanted.centres, wanted.each, wanted.base, wanted.row, wanted.weights,
+            goes_to, blend, account, most, **sizes, ROWS=min(16, max(1, _HELD // sizes["BLOCK"])), num_warps=8,
+        )  # fmt: skip
     return blend, account, goes_to

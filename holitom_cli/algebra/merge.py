@@ -159,10 +159,12 @@ def merge_by_peaks(tokens: Tensor, wanted: Wanted) -> Merged:
         tokens: (G, P, D) float32.
         wanted: how many centres, and what is to become of them.
     """
-    products = _products(tokens, wanted.share)
     if kernels.clusters_on(tokens):
+        centred = kernels.centred(tokens, wanted.share)
+        products = centred @ centred.transpose(1, 2)
         blend, account, goes_to = kernels.clusters(products, wanted)
         return Merged(blend @ tokens, account, goes_to)
+    products = _products(tokens, wanted.share)
     lacking = torch.arange(wanted.row.shape[1], device=tokens.device) >= wanted.centres[:, None]  # (G, K)
     absent = torch.zeros_like(wanted.share).masked_fill_(wanted.share == 0, torch.inf)
     squared, scores = _peaks(products, absent, wanted.near)

@@ -47,6 +47,19 @@ def segment_means(tokens, bounds, out, features, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def centre(tokens, share, out, width, scale, P: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Some features of one group's tokens, less their mean."""
+    group = tl.program_id(1).to(tl.int64)
+    cell = tl.arange(0, BLOCK)[:, None]
+    column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)[None, :]
+    inside = (cell < P) & (column < width)
+    at = (group * P + cell) * width + column
+    here = tl.load(tokens + at, inside, 0.0)
+    part = tl.load(share + group * P + cell, cell < P, 0.0)
+    tl.store(out + at, (here - tl.sum(here * part, 0)[None, :]) * scale, inside)
+
+
+@triton.jit
 def densities(
     products, share, near, squared, spread, farthest, P: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -71,61 +84,64 @@ def densities(
     tl.store(spread + group * P + row, total)
 
 
-@triton.jit
-def scores(squared, spread, farthest, score, P: tl.constexpr, BLOCK: tl.constexpr):
-    """How much one token is a centre."""
-    row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < P
-    away = tl.load(squared + (group * P + row) * P + column, inside, float("inf"))
-    spreads = tl.load(spread + group * P + column, inside, float("inf"))
-    own = tl.load(spread + group * P + row)
-    most = tl.max(tl.load(farthest + group * P + column, inside, 0.0), 0)
-    separation = tl.minimum(tl.min(tl.where(spreads < own, away, float("inf")), 0), most)
-    far = tl.where(separation > 0, tl.log(tl.maximum(separation, 1e-38)), -1e30)
-    tl.store(score + group * P + row, far - 2 * own)
-
-
-@triton.jit
-def ranks(score, rank, P: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tokens have a higher score than one, or the same and a lower column."""
-    row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    every = tl.load(score + group * P + column, column < P, float("-inf"))
-    own = tl.load(score + group * P + row)
-    before = (every > own) | ((every == own) & (column < row))
-    tl.store(rank + group * P + row, tl.sum(before.to(tl.int32), 0))
-
-
-@triton.jit
-def joins(squared, rank, centres, base, goes_to, P: tl.constexpr, BLOCK: tl.constexpr):
-    """The row of the centre closest to one token; a centre's own."""
-    row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < P
-    count = tl.load(centres + group)
-    centre = inside & (tl.load(rank + group * P + column, inside, BLOCK) < count)
-    away = tl.load(squared + (group * P + row) * P + column, inside, float("inf"))
-    away = tl.where(centre, tl.where(column == row, -1.0, away), float("inf"))
-    least = tl.min(away, 0)
-    found = tl.min(tl.where(centre & (away == least), column, BLOCK), 0)
-    slot = tl.sum((centre & (column < found)).to(tl.int64), 0)
-    tl.store(goes_to + group * P + row, tl.load(base + group * P + row) + slot)
-
-
 @triton.jit(do_not_specialize=["most"])
-def blends(rank, centres, each, goes_to, rows, weights, blend, account, most, P: tl.constexpr, BLOCK: tl.constexpr):
-    """What each token counts in one centre's cluster, the centre's column, and how many tokens there are."""
-    slot, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
+def clusters(
+    squared, spread, farthest, centres, each, base, rows, weights, goes_to, blend, account, most,
+    P: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The centres of one group, who joins them, and what each token counts in a cluster; some rows at a time."""
+    group = tl.program_id(0).to(tl.int64)
+    column, some = tl.arange(0, BLOCK), tl.arange(0, ROWS)
     inside = column < P
-    centre = inside & (tl.load(rank + group * P + column, inside, BLOCK) < tl.load(centres + group))
-    place = tl.cumsum(centre.to(tl.int32), 0)
-    itself = centre & (place == slot + 1)
-    at = group * most + slot
-    member = inside & (tl.load(goes_to + group * P + column, inside, -1) == tl.load(rows + at))
-    number = tl.sum(member.to(tl.int64), 0)
-    others, own = tl.load(weights + 2 * number), tl.load(weights + 2 * number + 1)
-    tl.store(blend + at * P + column, tl.where(itself, own, tl.where(member, others, 0.0)), inside)
-    tl.store(account + at, tl.sum(tl.where(itself, column, 0).to(tl.int64), 0))
-    tl.store(account + tl.num_programs(1) * most + at, number * tl.load(each + group))
+    squared += group * P * P
+    # 1. How much each token is a centre.
+    spreads = tl.load(spread + group * P + column, inside, float("inf"))
+    most_away = tl.max(tl.load(farthest + group * P + column, inside, 0.0), 0)
+    score = tl.where(inside, 0.0, float("-inf"))
+    for first in range(0, P, ROWS):
+        row = first + some
+        own = tl.load(spread + group * P + row, row < P, 0.0)
+        away = tl.load(squared + row[:, None] * P + column[None, :], (row < P)[:, None] & inside[None, :], float("inf"))
+        denser = spreads[None, :] < own[:, None]
+        separation = tl.minimum(tl.min(tl.where(denser, away, float("inf")), 1), most_away)
+        far = tl.where(separation > 0, tl.log(tl.maximum(separation, 1e-38)), -1e30) - 2 * own
+        score += tl.sum(tl.where(row[:, None] == column[None, :], far.to(tl.float32)[:, None], 0.0), 0)
+    # 2. The highest scores; of equals those in lower columns.
+    rank = tl.where(inside, 0, BLOCK)
+    for first in range(0, P, ROWS):
+        row = first + some
+        here = row[:, None] == column[None, :]
+        own = tl.sum(tl.where(here, score[None, :], 0.0), 1)[:, None]
+        before = (score[None, :] > own) | ((score[None, :] == own) & (column[None, :] < row[:, None]))
+        rank += tl.sum(tl.where(here, tl.sum(before.to(tl.int32), 1)[:, None], 0), 0)
+    centre = rank < tl.load(centres + group)
+    slot = tl.cumsum(centre.to(tl.int32), 0) - 1
+    # 3. The row of the centre closest to each token; a centre's own.
+    goes = tl.load(base + group * P + column, inside, -1)
+    for first in range(0, P, ROWS):
+        row = first + some
+        here = row[:, None] == column[None, :]
+        away = tl.load(squared + row[:, None] * P + column[None, :], (row < P)[:, None] & centre[None, :], float("inf"))
+        away = tl.where(here & centre[None, :], -1.0, away)
+        least = tl.min(away, 1)[:, None]
+        found = tl.min(tl.where(centre[None, :] & (away == least), column[None, :], BLOCK), 1)[:, None]
+        joined = tl.sum(tl.where(column[None, :] == found, slot[None, :], 0), 1)
+        goes += tl.sum(tl.where(here, joined[:, None], 0), 0)
+    tl.store(goes_to + group * P + column, goes, inside)
+    # 4. The clusters.
+    first = 0
+    while first < most:
+        number = first + some
+        at = group * most + number
+        wanted = number < most
+        member = goes[None, :] == tl.load(rows + at, wanted, -2)[:, None]
+        member = member & inside[None, :]
+        size = tl.sum(member.to(tl.int64), 1)
+        others, own = tl.load(weights + 2 * size), tl.load(weights + 2 * size + 1)
+        itself = centre[None, :] & (slot[None, :] == number[:, None])
+        counts = tl.where(itself, own[:, None], tl.where(member, others[:, None], 0.0))
+        tl.store(blend + at[:, None] * P + column[None, :], counts, wanted[:, None] & inside[None, :])
+        cell = tl.sum(tl.where(itself, column[None, :], 0).to(tl.int64), 1)
+        tl.store(account + at, cell, wanted)
+        tl.store(account + tl.num_programs(0) * most + at, size * tl.load(each + group), wanted)
+        first += ROWS

@@ -146,7 +146,8 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     rows[1, :-1] = start.repeat(centres + changing)
     rows[2], rows[4] = np.arange(-1, total), 1
     rows[0, row] = chosen
-    rows[1, row], rows[3, row] = np.divmod(chosen, patches)
+    rows[1, row] = frame = chosen // patches
+    rows[3, row] = chosen - frame * patches
     # By token: static ones find their row where the clusters of their segment write it.
     busy = np.flatnonzero(centres)
     group = np.empty_like(centres)

@@ -106,15 +106,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from holitom_cli.algebra import triton_kernels as kernels
 
-single, long, whole = "*fp32", "*i64", "*i32"
+single, long = "*fp32", "*i64"
+clusters = [single] * 3 + [long] * 4 + [single, long, single, long, "i32"]
 for name, types, constants in (
     ("neighbour_similarity", ["*bf16", single, "i32"], [3584, 1024]),
     ("segment_means", ["*bf16", long, single, "i32"], [1024]),
+    ("centre", [single, single, single, "i32", "fp32"], [196, 256, 32]),
+    ("centre", [single, single, single, "i32", "fp32"], [729, 1024, 8]),
     ("densities", [single] * 6, [196, 7, 256]),
-    ("scores", [single] * 4, [196, 256]),
-    ("ranks", [single, whole], [196, 256]),
-    ("joins", [single, whole, long, long, long], [196, 256]),
-    ("blends", [whole, long, long, long, single, single, long, long, "i32"], [196, 256]),
+    ("clusters", clusters, [196, 256, 16]),
+    ("clusters", clusters, [729, 1024, 4]),
 ):
     kernel = getattr(kernels, name)
     signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)]))
