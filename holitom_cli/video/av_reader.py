@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from holitom_cli.errors import VideoError
-from holitom_cli.types import Sampling
+from holitom_cli.sampling import Sampling
 from holitom_cli.video.decoding import StretchReader, rgb
 from holitom_cli.video.files import shown
 from holitom_cli.video.hdr import TRANSFERS

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 
 from holitom_cli.errors import VideoError
-from holitom_cli.types import Sampling
+from holitom_cli.sampling import Sampling
 from holitom_cli.video.av_reader import picture_of
 from holitom_cli.video.decoding import rgb
 from holitom_cli.video.files import shown

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from holitom_cli.types import Sampling
+from holitom_cli.sampling import Sampling
 
 if TYPE_CHECKING:
     from holitom_cli.types import FloatArray, VideoInfo

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from holitom_cli.errors import VideoError
-from holitom_cli.types import Sampling
+from holitom_cli.sampling import Sampling
 from holitom_cli.video.files import shown
 from holitom_cli.video.opening import check_size
 from holitom_cli.video.sampling import Timeline, pick

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from holitom_cli.errors import VideoError
-from holitom_cli.types import Sampling
+from holitom_cli.sampling import Sampling
 from holitom_cli.video.arena import Arena
 
 if TYPE_CHECKING:
