@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _WIDE = 1024  # features of a token that a program adds up at a time
 _TILE = 8192  # features of all tokens of a group that a program holds
-_HELD = 4096  # distances between some tokens and all of a group, likewise
+_HELD = 8192  # distances between some tokens and all of a group, likewise
 
 
 @cache
@@ -126,6 +126,6 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
         )
         made.clusters[(groups,)](
             squared, spread, farthest, wanted.centres, wanted.each, wanted.base, wanted.row, wanted.weights,
-            goes_to, blend, account, most, **sizes, ROWS=min(16, max(1, _HELD // sizes["BLOCK"])), num_warps=8,
+            goes_to, blend, account, most, **sizes, ROWS=min(32, max(1, _HELD // sizes["BLOCK"])), num_warps=8,
         )  # fmt: skip
     return blend, account, goes_to

@@ -114,8 +114,8 @@ for name, types, constants in (
     ("centre", [single, single, single, "i32", "fp32"], [196, 256, 32]),
     ("centre", [single, single, single, "i32", "fp32"], [729, 1024, 8]),
     ("densities", [single] * 6, [196, 7, 256]),
-    ("clusters", clusters, [196, 256, 16]),
-    ("clusters", clusters, [729, 1024, 4]),
+    ("clusters", clusters, [196, 256, 32]),
+    ("clusters", clusters, [729, 1024, 8]),
 ):
     kernel = getattr(kernels, name)
     signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)]))
