@@ -17,26 +17,27 @@ def main() -> None:
 
 
 def _run() -> None:
-    from holitom_cli.cli.guard import INTERRUPTED, end_at_once, open_missing_streams, watch_for_interrupts
-
-    watch_for_interrupts()
     try:
-        open_missing_streams()
         _start_decoder()
+        from holitom_cli.cli.guard import open_missing_streams, watch_for_interrupts
+
+        watch_for_interrupts()
+        open_missing_streams()
         from holitom_cli.cli.app import run
 
         run()
-    except KeyboardInterrupt:
-        end_at_once()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit) as end:
+        from holitom_cli.cli.guard import INTERRUPTED, end_at_once
+
+        if isinstance(end, KeyboardInterrupt) or end.code == INTERRUPTED:
             end_at_once()
         raise
 
 
 def _start_decoder() -> None:
     """Start one for `ask`: it takes as long to import its libraries as this process to import those of its options."""
-    if sys.argv[1:2] == ["ask"] and len(sys.argv) > 3:
+    streams = sys.stdin, sys.stdout, sys.stderr
+    if sys.argv[1:2] == ["ask"] and len(sys.argv) > 3 and None not in streams:  # else its pipes would be in their place
         from holitom_cli.video.worker_link import warm_up
 
         with suppress(OSError):  # it is started later, or said why not
