@@ -52,10 +52,10 @@ def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArr
     """
     columns = scores.shape[1]
     masked = np.where(allowed, scores, _NEVER)
-    at = (columns - count).clip(max=columns - 1)
+    at = np.minimum(columns - count, columns - 1)
     least = np.sort(masked, 1)[np.arange(len(at)), at][:, None]
     found = (masked >= least) & (count > 0)[:, None]
-    if np.count_nonzero(found) != count.sum():  # several equal the last one, or are no numbers
+    if np.count_nonzero(found) != np.add.reduce(count):  # several equal the last one, or are no numbers
         order = np.argsort(-masked, 1, kind="stable")
         np.put_along_axis(found, order, np.arange(columns) < count[:, None], 1)
     return np.flatnonzero(found)

@@ -105,15 +105,16 @@ class Wanted(NamedTuple):
             each: (G,), what each of a group's tokens counts in the size of its cluster; 1 without it.
         """
         patches = valid.shape[1]
-        column, width = np.arange(centres.max(initial=1)), min(neighbours, patches)
-        k = centres.clip(1, width)[:, None]
+        column, width = np.arange(np.maximum.reduce(centres, initial=1)), min(neighbours, patches)
+        k = np.minimum(np.maximum(centres, 1), width)[:, None]
+        tokens = np.add.reduce(valid, 1, np.int64, keepdims=True)
         first = np.where(centres > 0, first_row, -1)[:, None]
         return [
             centres,
             np.ones_like(centres) if each is None else each,
             np.where(column < centres[:, None], first + column, rows),
             np.where(valid, first, -(2**40)),
-            valid * np.reciprocal(valid.sum(1, keepdims=True).clip(1), dtype=np.float32),
+            valid * np.reciprocal(np.maximum(tokens, 1), dtype=np.float32),
             (np.arange(width) < k) * np.reciprocal(k, dtype=np.float32),
             _weights(patches, own_weight),
         ]

@@ -103,7 +103,7 @@ def _window_gains(until: IntArray, most: int) -> IntArray:
     Windows longer than `most` steps, or than any cell is static, are left out.
     """
     frame = np.arange(len(until))
-    longest = int((until.max(1, initial=0) - frame).max(initial=0))
+    longest = int(np.maximum.reduce(np.maximum.reduce(until, 1) - frame))
     if longest > most:
         until, longest = np.minimum(until, frame[:, None] + most), most
     bins = until + (frame * longest)[:, None]  # frame * (longest + 1) + steps

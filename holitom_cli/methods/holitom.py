@@ -132,7 +132,7 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     # By segment: its static cells, and how many rows they and the changing cells of its frames become.
     bounds, static = np.array([(part.start, part.stop) for part in segments.parts]), segments.static
     start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-    cells = static.sum(1)
+    cells = np.add.reduce(static, 1, np.int64)
     centres = np.rint(cells * ratio).astype(np.int64)
     each = np.ceil((patches - cells) * ratio).astype(np.int64)
     changing = each * length
