@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def moved(parts: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     """Arrays to a device at once; each starts at a multiple of 16 bytes, as kernels like it."""
-    places, total = [], 0
+    parts, places, total = [np.ascontiguousarray(part) for part in parts], [], 0
     for part in parts:
         places.append(total)
         total += -(-part.nbytes // 16) * 16
@@ -29,17 +28,14 @@ def moved(parts: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     there = torch.from_numpy(together).to(device)
     as_kind = {kind: there.view(_KINDS[kind]) for kind in {part.dtype.char for part in parts}}
     return [
-        as_kind[part.dtype.char].as_strided(part.shape, _steps(part.shape), place // part.itemsize)
+        as_kind[part.dtype.char].as_strided(
+            part.shape, [step // part.itemsize for step in part.strides], place // part.itemsize
+        )
         for place, part in zip(places, parts, strict=True)
     ]
 
 
 _KINDS = {np.dtype(name).char: kind for name, kind in (("?", torch.bool), ("f4", torch.float32), ("i8", torch.int64))}
-
-
-def _steps(shape: Sequence[int]) -> list[int]:
-    """From one entry of a dimension to the next, where all lie behind one another."""
-    return [math.prod(shape[at + 1 :]) for at in range(len(shape))]
 
 
 def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArray) -> IntArray:
