@@ -31,6 +31,8 @@ def _run() -> None:
 
         if isinstance(end, KeyboardInterrupt) or end.code == INTERRUPTED:
             end_at_once()
+        if not {"torch", "ray"} & sys.modules.keys() and isinstance(end.code, int | None):  # nobody needs tidying up
+            end_at_once(end.code or 0)
         raise
 
 

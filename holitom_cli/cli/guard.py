@@ -79,11 +79,22 @@ def signals_are_lent() -> Iterator[None]:
 
 
 def end_at_once(code: int = INTERRUPTED) -> NoReturn:
-    """Exit, as interrupted, without the interpreter's tidying up: it takes up to a second once torch is loaded."""
+    """Exit, as interrupted unless told otherwise, without the interpreter's tidying up.
+
+    That takes some milliseconds, and up to a second once torch is loaded.
+    """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+    _stop_workers()
     os._exit(code)
+
+
+def _stop_workers() -> None:
+    if "holitom_cli.video.worker_link" in sys.modules:
+        from holitom_cli.video.worker_link import stop_workers
+
+        stop_workers()
 
 
 def _raise_where_it_can_be(number: int, frame: FrameType | None) -> None:
@@ -104,10 +115,7 @@ def _end_after_interrupt(reader: socket.socket, writer: socket.socket) -> None:
         pass
     time.sleep(_GRACE_SECONDS)
     writer.close()
-    if "holitom_cli.video" in sys.modules:
-        from holitom_cli.video import stop_workers
-
-        stop_workers()
+    _stop_workers()
     if sys.stderr.isatty():
         os.write(sys.stderr.fileno(), _SHOW_CURSOR)  # a spinner that could not end has hidden it
     os._exit(INTERRUPTED)
