@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := sorted(set(wanted) - {step.name for step in todo}):
             parser.error(f"there is no {unknown[0]}: choose from {', '.join(step.name for step in todo)}")
         environment = os.environ | {"PYTHONPYCACHEPREFIX": f"{place}/bytecode", "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         for step in todo:
             if step.name not in wanted or step.gpus > options.gpus:
                 continue
