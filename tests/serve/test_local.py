@@ -51,6 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("r") / "holitom" / "servers"
 
 
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's; with a short name, since that of a socket in it may have some hundred characters."""
+    return tmp_path_factory.mktemp("h")
+
+
 @pytest.fixture(scope="module")
 def near(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The bundled model, served to this user."""
@@ -373,10 +379,10 @@ def asking(home: Path, clip: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def test_server_that_is_killed_in_the_middle_is_a_sentence(tmp_path: Path, endless: Path, clips: list[Path]) -> None:
+def test_server_that_is_killed_in_the_middle_is_a_sentence(home: Path, endless: Path, clips: list[Path]) -> None:
     """What has been said stays; before, it answers by itself."""
-    with server(tmp_path, endless) as (process, path):
-        with asking(tmp_path, clips[1], "--model", str(endless), *LONG) as client:
+    with server(home, endless) as (process, path):
+        with asking(home, clips[1], "--model", str(endless), *LONG) as client:
             assert client.stdout
             assert client.stdout.read(1)
             process.kill()
@@ -387,16 +393,16 @@ def test_server_that_is_killed_in_the_middle_is_a_sentence(tmp_path: Path, endle
         assert "Traceback" not in err
         assert path.exists()  # it was killed, so it is still there, and in nobody's way
         short = ("--num-frames", "4", "--max-new-tokens", "4", "--device", "cpu", "--json")
-        with asking(tmp_path, clips[1], "--model", str(endless), *short) as client:
+        with asking(home, clips[1], "--model", str(endless), *short) as client:
             out, err = client.communicate(timeout=60)
         assert client.returncode == 0, err
         assert "served_by" not in json.loads(out)
         assert "cannot be reached" in json.loads(out)["not_served"]
 
 
-def test_interrupt_frees_the_row(tmp_path: Path, endless: Path, clips: list[Path]) -> None:
-    with server(tmp_path, endless, "--rows", "1") as (process, path):
-        with asking(tmp_path, clips[1], "--model", str(endless), *LONG) as client:
+def test_interrupt_frees_the_row(home: Path, endless: Path, clips: list[Path]) -> None:
+    with server(home, endless, "--rows", "1") as (process, path):
+        with asking(home, clips[1], "--model", str(endless), *LONG) as client:
             assert client.stdout
             assert client.stdout.read(1)
             client.send_signal(signal.SIGINT)
