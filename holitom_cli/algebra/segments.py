@@ -56,6 +56,7 @@ class Segments(NamedTuple):
     parts: tuple[range, ...]  # of frames
     saved: int  # tokens, by merging over time
     static: BoolArray  # (S, P) cells that stay the same over each segment; none over a single frame
+    bounds: IntArray  # (S, 2) the parts again: the first frame of each and the first behind it
 
 
 def segment(unchanged: BoolArray, max_window: int) -> Segments:
@@ -69,8 +70,9 @@ def segment(unchanged: BoolArray, max_window: int) -> Segments:
         max_window: longest window in frames.
     """
     frames = len(unchanged) + 1
-    until = _until(unchanged)
-    gains = _window_gains(until, max_window - 1) * frames
+    frame = np.arange(frames)[:, None]
+    until = _until(unchanged, frame)
+    gains = _window_gains(until, frame, max_window - 1) * frames
     start = [0, *range(frames)]  # of the last segment among the first i frames
     best = np.zeros(frames + 1 + gains.shape[1], dtype=np.int64)  # savings, then that start: ties prefer the later one
     saved = 0  # by the frames before, times `frames`
@@ -82,14 +84,13 @@ def segment(unchanged: BoolArray, max_window: int) -> Segments:
         if most > saved:
             saved, start[first + 1] = most, begin
     parts = _backtrack(start)
-    last = np.array([part.stop - 1 for part in parts])
-    begun = np.array([part.start for part in parts])
-    return Segments(tuple(parts), saved // frames, (until[begun] >= last[:, None]) & (last > begun)[:, None])
+    bounds = np.array([(part.start, part.stop) for part in parts])
+    begun, last = bounds[:, :1], bounds[:, 1:] - 1
+    return Segments(tuple(parts), saved // frames, (until[begun[:, 0]] >= last) & (last > begun), bounds)
 
 
-def _until(unchanged: BoolArray) -> IntArray:
-    """The last frame until which a cell stays as it is in each frame: (F-1, P) -> (F, P)."""
-    frame = np.arange(len(unchanged) + 1)[:, None]
+def _until(unchanged: BoolArray, frame: IntArray) -> IntArray:
+    """The last frame until which a cell stays as it is in each frame (F, 1): (F-1, P) -> (F, P)."""
     until = np.empty((len(frame), unchanged.shape[1]), dtype=np.int64)
     until[:-1] = np.where(unchanged, len(unchanged), frame[:-1])
     until[-1] = len(unchanged)
@@ -97,16 +98,15 @@ def _until(unchanged: BoolArray) -> IntArray:
     return until
 
 
-def _window_gains(until: IntArray, most: int) -> IntArray:
+def _window_gains(until: IntArray, frame: IntArray, most: int) -> IntArray:
     """Tokens that windows of 1, 2, ... steps would save: (F, P) of `_until` -> (F, W) by [first frame, steps - 1].
 
     Windows longer than `most` steps, or than any cell is static, are left out.
     """
-    frame = np.arange(len(until))
-    longest = int(np.maximum.reduce(np.maximum.reduce(until, 1) - frame))
+    longest = int(np.maximum.reduce(np.maximum.reduce(until, 1) - frame[:, 0]))
     if longest > most:
-        until, longest = np.minimum(until, frame[:, None] + most), most
-    bins = until + (frame * longest)[:, None]  # frame * (longest + 1) + steps
+        until, longest = np.minimum(until, frame + most), most
+    bins = until + frame * longest  # frame * (longest + 1) + steps
     histogram = np.bincount(bins.reshape(-1), minlength=len(until) * (longest + 1)).reshape(-1, longest + 1)
     at_least = histogram[:, :0:-1].cumsum(1)[:, ::-1]  # cells static for so many steps from a frame on
     gains: IntArray = at_least * np.arange(1, longest + 1)

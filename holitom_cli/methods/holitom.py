@@ -130,7 +130,7 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     share = share_of(method.retain_ratio, frames, patches)
     ratio = min(share / ((original - segments.saved) / original), 1)  # in this order: rounding up is sensitive
     # By segment: its static cells, and how many rows they and the changing cells of its frames become.
-    bounds, static = np.array([(part.start, part.stop) for part in segments.parts]), segments.static
+    static, bounds = segments.static, segments.bounds
     start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
     cells = np.add.reduce(static, 1, np.int64)
     centres = np.rint(cells * ratio).astype(np.int64)
@@ -138,7 +138,7 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     changing = each * length
     # By row: first a segment's static rows, then its frames' rows.
     first_row = (centres + changing).cumsum() - centres - changing
-    segment_of = np.arange(len(bounds)).repeat(length)
+    segment_of = np.arange(len(length)).repeat(length)
     chosen = highest(attention, ~static[segment_of], each[segment_of])
     row = np.arange(len(chosen)) + centres.cumsum().repeat(changing)
     total = len(chosen) + int(centres.sum())
