@@ -29,7 +29,7 @@ def moved(parts: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     as_kind = {kind: there.view(_KINDS[kind]) for kind in {part.dtype.char for part in parts}}
     return [
         as_kind[part.dtype.char].as_strided(
-            part.shape, [step // part.itemsize for step in part.strides], place // part.itemsize
+            part.shape, [abs(step) // part.itemsize for step in part.strides], place // part.itemsize
         )
         for place, part in zip(places, parts, strict=True)
     ]

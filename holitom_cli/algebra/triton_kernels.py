@@ -105,7 +105,8 @@ def clusters(
         denser = spreads[None, :] < own[:, None]
         separation = tl.minimum(tl.min(tl.where(denser, away, float("inf")), 1), most_away)
         far = tl.where(separation > 0, tl.log(tl.maximum(separation, 1e-38)), -1e30) - 2 * own
-        score += tl.sum(tl.where(row[:, None] == column[None, :], far.to(tl.float32)[:, None], 0.0), 0)
+        far = tl.where(far == far, far, float("-inf")).to(tl.float32)  # what is no number would be higher than all
+        score += tl.sum(tl.where(row[:, None] == column[None, :], far[:, None], 0.0), 0)
     # 2. The highest scores; of equals those in lower columns.
     rank = tl.where(inside, 0, BLOCK)
     for first in range(0, P, ROWS):

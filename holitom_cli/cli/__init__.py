@@ -27,12 +27,10 @@ def _run() -> None:
 
         run()
     except (KeyboardInterrupt, SystemExit) as end:
-        from holitom_cli.cli.guard import INTERRUPTED, end_at_once, end_soon
+        from holitom_cli.cli.guard import INTERRUPTED, end_at_once
 
         if isinstance(end, KeyboardInterrupt) or end.code == INTERRUPTED:
             end_at_once()
-        if not {"torch", "ray"} & sys.modules.keys() and isinstance(end.code, int | None):
-            end_soon(end.code or 0)
         raise
 
 

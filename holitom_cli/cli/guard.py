@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import socket
@@ -89,16 +88,6 @@ def end_at_once(code: int = INTERRUPTED) -> NoReturn:
         sys.stderr.flush()
     _stop_workers()
     os._exit(code)
-
-
-def end_soon(code: int) -> NoReturn:
-    """The same after what has been registered for the end, but for decoders: they are killed, and nobody waits."""
-    if "holitom_cli.video.worker_link" in sys.modules:
-        from holitom_cli.video.worker_link import close_idle
-
-        atexit.unregister(close_idle)
-    atexit._run_exitfuncs()
-    end_at_once(code)
 
 
 def _stop_workers() -> None:

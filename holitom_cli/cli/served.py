@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -106,8 +107,7 @@ def _by(
             method = request.method.words(context, names, has_presets=has_presets)
             sending = partial(_sending, talk)
             linked.ask(clip, method, Generation(**asdict(request.answer)), [*request.questions], sending)
-            import holitom_cli.report.terminal  # noqa: F401  what shows the answers; the server has work to do meanwhile
-
+            _prepare()
             return list(_heard(linked, request, talk, aloud=aloud)), ""
     except ElsewhereError as error:
         return [], f"The running server was not asked: {error}."
@@ -119,8 +119,15 @@ def _sending(talk: Talk) -> Iterator[None]:
     from holitom_cli.video import warm_up
 
     warm_up()
-    with talk.busy("Sending frames to the running server"):
+    with talk.busy("Reading frames for the running server"):
         yield
+
+
+def _prepare() -> None:
+    """What can be done while the server has work to do: nobody needs a decoder any more, but what shows answers."""
+    if decoders := sys.modules.get("holitom_cli.video.worker_link"):
+        decoders.close_idle()
+    import holitom_cli.report.terminal  # noqa: F401
 
 
 def _heard(linked: Link, request: Request, talk: Talk, *, aloud: bool) -> Iterable[AnswerRecord]:

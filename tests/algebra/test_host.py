@@ -33,6 +33,7 @@ def test_as_many_are_highest_among_what_is_no_number() -> None:
 
 
 def test_moved_tensors_are_what_they_were() -> None:
+    assert moved([np.arange(1)[::-1]], CPU)[0].tolist() == [0]
     parts = [torch.tensor([True, False, True]), torch.arange(5), torch.randn(2, 3), torch.empty(0, 4)]
     for found, part in zip(moved([part.numpy() for part in parts], CPU), parts, strict=True):
         assert found.dtype == part.dtype

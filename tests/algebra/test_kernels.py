@@ -86,6 +86,16 @@ def test_clusters_are_plain_torchs(interpreted: pytest.MonkeyPatch, neighbours: 
     assert not torch.equal(found.blended[1, :9], other.blended[1, :9])  # control
 
 
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_tokens_that_are_no_numbers_stay_in_their_rows() -> None:
+    tokens = drawn(2, 9, 6)
+    tokens[0] = torch.nan
+    found = merged(tokens, torch.ones(2, 9, dtype=torch.bool), [3, 3], 3)
+    assert found.goes_to.min() == 0
+    assert found.goes_to.max() == 5
+
+
 def test_the_same_tokens_are_chosen(interpreted: pytest.MonkeyPatch) -> None:
     tokens = drawn(1, 16, 40) + 0.4 * drawn(7, 16, 40, seed=1)
     tokens[4:] += drawn(1, 16, 40, seed=2)
