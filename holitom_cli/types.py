@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+# One of them stands apart, for decoders.
 from holitom_cli.sampling import DEFAULT_FRAMES as DEFAULT_FRAMES  # noqa: PLC0414
 from holitom_cli.sampling import MOST_FPS as MOST_FPS  # noqa: PLC0414
 from holitom_cli.sampling import Sampling as Sampling  # noqa: PLC0414

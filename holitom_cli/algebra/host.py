@@ -28,7 +28,7 @@ def moved(parts: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     there = torch.from_numpy(together).to(device)
     as_kind = {kind: there.view(_KINDS[kind]) for kind in {part.dtype.char for part in parts}}
     return [
-        as_kind[part.dtype.char].as_strided(
+        as_kind[part.dtype.char].as_strided(  # steps of a dimension of one entry may be negative
             part.shape, [abs(step) // part.itemsize for step in part.strides], place // part.itemsize
         )
         for place, part in zip(places, parts, strict=True)
@@ -51,7 +51,7 @@ def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArr
     at = np.minimum(columns - count, columns - 1)
     least = np.sort(masked, 1)[np.arange(len(at)), at][:, None]
     found = (masked >= least) & (count > 0)[:, None]
-    if np.count_nonzero(found) != np.add.reduce(count):  # several equal the last one, or are no numbers
+    if np.count_nonzero(found) != count.sum():  # several equal the last one, or are no numbers
         order = np.argsort(-masked, 1, kind="stable")
         np.put_along_axis(found, order, np.arange(columns) < count[:, None], 1)
     return np.flatnonzero(found)

@@ -105,9 +105,9 @@ class Wanted(NamedTuple):
             each: (G,), what each of a group's tokens counts in the size of its cluster; 1 without it.
         """
         patches = valid.shape[1]
-        column, width = np.arange(np.maximum.reduce(centres, initial=1)), min(neighbours, patches)
+        column, width = np.arange(centres.max(initial=1)), min(neighbours, patches)
         k = np.minimum(np.maximum(centres, 1), width)[:, None]
-        tokens = np.add.reduce(valid, 1, np.int64, keepdims=True)
+        tokens = valid.sum(1, keepdims=True)
         first = np.where(centres > 0, first_row, -1)[:, None]
         return [
             centres,

@@ -103,7 +103,7 @@ def _window_gains(until: IntArray, frame: IntArray, most: int) -> IntArray:
 
     Windows longer than `most` steps, or than any cell is static, are left out.
     """
-    longest = int(np.maximum.reduce(np.maximum.reduce(until, 1) - frame[:, 0]))
+    longest = int((until.max(1) - frame[:, 0]).max())
     if longest > most:
         until, longest = np.minimum(until, frame + most), most
     bins = until + frame * longest  # frame * (longest + 1) + steps

@@ -76,12 +76,19 @@ def options(
         context.default_map = {context.invoked_subcommand: defaults()}
 
 
+def _needed(named: list[str]) -> Iterable[str]:
+    """The commands that have to be there for a command line that begins so."""
+    if named == ["--version"]:
+        return ()
+    return named if {*named} & {*_COMMANDS} else _COMMANDS
+
+
 def run() -> None:
     """Parse the command line, run a command and exit."""
     flags = set(sys.argv[1:])
     with closed_pipe_is_fine(), errors_in_a_sentence(debug="--debug" in flags, as_json="--json" in flags):
         named = sys.argv[1:2]
-        commands = build([] if named == ["--version"] else named if {*named} & {*_COMMANDS} else _COMMANDS)
+        commands = build(_needed(named))
         if named != ["ask"]:  # it goes on to import torch, or is done before
             gc.enable()
         raise SystemExit(commands(prog_name="holitom", standalone_mode=False))

@@ -167,14 +167,12 @@ def _tell(
         write_json(document(answers, full) | ({"not_served": not_served} if not_served else {}))
     elif no_stream:
         write("".join(f"{item.text}\n" for item in answers))
-    warnings = dict.fromkeys(warning for item in answers for warning in item.warnings) if talk.quiet else ()
-    if talk.quiet and not warnings:
-        return
     from holitom_cli.report.terminal import report, warning_line
 
     talk.say(report(answers, full))
-    for warning in warnings:
-        talk.insist(warning_line(warning))
+    if talk.quiet:
+        for warning in dict.fromkeys(warning for item in answers for warning in item.warnings):
+            talk.insist(warning_line(warning))
 
 
 def _painter(pictures: PictureOptions, talk: Talk, context: typer.Context) -> Painter | None:

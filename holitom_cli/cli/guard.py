@@ -91,10 +91,8 @@ def end_at_once(code: int = INTERRUPTED) -> NoReturn:
 
 
 def _stop_workers() -> None:
-    if "holitom_cli.video.worker_link" in sys.modules:
-        from holitom_cli.video.worker_link import stop_workers
-
-        stop_workers()
+    if decoders := sys.modules.get("holitom_cli.video.worker_link"):
+        decoders.stop_workers()
 
 
 def _raise_where_it_can_be(number: int, frame: FrameType | None) -> None:

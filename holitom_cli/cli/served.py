@@ -115,7 +115,7 @@ def _by(
 
 @contextmanager
 def _sending(talk: Talk) -> Iterator[None]:
-    """Start a decoder; a clip that the server knows needs none, nor the modules that know of them."""
+    """Around the reading of frames: a clip that the server knows needs no decoder, nor the modules that know of one."""
     from holitom_cli.video import warm_up
 
     warm_up()

@@ -132,7 +132,7 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     # By segment: its static cells, and how many rows they and the changing cells of its frames become.
     static, bounds = segments.static, segments.bounds
     start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-    cells = np.add.reduce(static, 1, np.int64)
+    cells = static.sum(1)
     centres = np.rint(cells * ratio).astype(np.int64)
     each = np.ceil((patches - cells) * ratio).astype(np.int64)
     changing = each * length
@@ -146,8 +146,7 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     rows[1, :-1] = start.repeat(centres + changing)
     rows[2], rows[4] = np.arange(-1, total), 1
     rows[0, row] = chosen
-    rows[1, row] = frame = chosen // patches
-    rows[3, row] = chosen - frame * patches
+    rows[1, row], rows[3, row] = np.divmod(chosen, patches)
     # By token: static ones find their row where the clusters of their segment write it.
     busy = np.flatnonzero(centres)
     group = np.empty_like(centres)

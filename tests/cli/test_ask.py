@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from holitom_cli import cli
-from tests.program import FAST, SCHEMA, Done, Invoke, installed
+from tests.program import FAST, SCHEMA, Done, Invoke, environment, installed
 
 QUESTION = "What is shown in the video?"
 OTHER = "Is it night?"
@@ -120,13 +122,24 @@ def test_sampling_follows_its_seed(invoke: Invoke, demo_clip: Path, plain: Done)
 
 
 def test_module_is_the_program(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     shown = subprocess.run(
         [sys.executable, "-m", "holitom_cli", "--version"], capture_output=True, text=True, check=True, timeout=30
     )
     assert shown.stdout == installed("--version", home=tmp_path).out
+
+
+@pytest.mark.parametrize("command", [["methods"], ["ask", "CLIP", QUESTION, *FAST, "--server", "off", "--quiet"]])
+def test_garbage_is_collected_once_all_is_imported(command: list[str], demo_clip: Path, tmp_path: Path) -> None:
+    program = (
+        "import atexit, gc, sys\natexit.register(lambda: print(gc.isenabled(), file=sys.stderr))\n"
+        "from holitom_cli.cli import main; main()"
+    )
+    arguments = [str(demo_clip) if word == "CLIP" else word for word in command]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, timeout=60,
+        env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "True"
 
 
 @pytest.mark.parametrize(

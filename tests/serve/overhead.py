@@ -2,8 +2,8 @@
 
 Each round starts `holitom ask` anew: about a clip that the server has never seen, then again about the same one, and by
 itself. Overhead is the process's wall time, from its start to its end, without the stages that its record counts:
-starting Python, finding the server, sending frames and printing. Processor time is the client's, and its decoder's
-where the client waits for the decoder's end; a busy machine changes it less. The last line on stdout is JSON.
+starting Python, finding the server, sending frames and printing. Processor time is the client's and its decoder's; a
+busy machine changes it less. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
