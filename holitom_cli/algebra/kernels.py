@@ -1,6 +1,7 @@
 """What a GPU would take many small steps for, each one kernel on an NVIDIA GPU.
 
-Sums over all tokens of a clip read every token once and copy none; clusters take three kernels instead of some thirty.
+Sums over all tokens of a clip read every token once and copy none; clusters take three kernels instead of some thirty,
+and what HoliTom keeps of each frame one instead of so much work on the host.
 """
 
 from __future__ import annotations
@@ -58,6 +59,61 @@ def neighbour_similarity(tokens: Tensor) -> Tensor:
     return out
 
 
+def steadiness(similarity: Tensor, threshold: float, max_window: int) -> tuple[Tensor, Tensor]:
+    """As `segments.steadiness`, where `clusters_on` says so; cells are unchanged where their similarity is above it.
+
+    Args:
+        similarity: (F-1, P) float32.
+        threshold: of that.
+        max_window: longest window in frames.
+
+    Returns:
+        (F, P) int32 and (F, W) int16, in which columns behind the last one that is not 0 mean nothing.
+    """
+    frames, patches = len(similarity) + 1, similarity.shape[1]
+    most = min(max_window, frames) - 1
+    until = torch.empty(frames, patches, dtype=torch.int32, device=similarity.device)
+    steady = torch.zeros(frames, most, dtype=torch.int16, device=similarity.device)
+    with torch.cuda.device_of(similarity):
+        _triton().steadiness[(frames,)](
+            similarity, threshold, until, steady, frames, most, P=patches, BLOCK=_block(patches)
+        )
+    return until, steady
+
+
+def allot(
+    attention: Tensor, until: Tensor, shares: Tensor, groups: int, most: int, total: int, neighbours: int
+) -> list[Tensor]:
+    """Choose the cells that stay as they are, and say what becomes of the static ones; where `clusters_on` says so.
+
+    Args:
+        attention: (F, P) float32.
+        until: (F, P) int32, as of `steadiness`.
+        shares: (F, 6) int64, of the segment of each frame: its first and its last frame; which of G groups its static
+            cells are, -1 for none; its first row; how many rows its static cells get, and the others in each frame.
+        groups: G.
+        most: K, the most rows that static cells get.
+        total: N, rows.
+        neighbours: k at the most.
+
+    Returns:
+        (5, N + 1) int64, token and frame of each row, -1 to N - 1, cell, and 1; of static rows only the frame
+        (F P,) int64, where the row of each token is found: among G P static cells, or behind them in -1, 0, ... N - 1
+        and the rows, the base, the share and the nearest ones of `Wanted`.
+    """
+    frames, patches = attention.shape
+    near = min(neighbours, patches)
+    shapes = (5, total + 1), (frames * patches,), (groups, most), (groups, patches)
+    found = [shares.new_empty(shape) for shape in shapes]
+    found += [attention.new_empty(groups, width) for width in (patches, near)]
+    sizes = {"P": patches, "NEAR": near, "BLOCK": _block(patches)}
+    with torch.cuda.device_of(attention):
+        _triton().allot[(frames,)](
+            attention.contiguous(), until, shares, *found, groups, most, total, **sizes, ROWS=_rows(sizes["BLOCK"])
+        )
+    return found
+
+
 def segment_means(tokens: Tensor, bounds: IntArray, there: Tensor) -> Tensor:
     """Mean of every cell over the frames of each of G segments.
 
@@ -102,6 +158,11 @@ def _block(patches: int) -> int:
     return 1 << (patches - 1).bit_length()
 
 
+def _rows(block: int) -> int:
+    """How many tokens it compares with all of them at a time."""
+    return min(32, max(1, _HELD // block))
+
+
 def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """Centres and who joins them; where `clusters_on` says so.
 
@@ -126,6 +187,6 @@ def clusters(products: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
         )
         made.clusters[(groups,)](
             squared, spread, farthest, wanted.centres, wanted.each, wanted.base, wanted.row, wanted.weights,
-            goes_to, blend, account, most, **sizes, ROWS=min(32, max(1, _HELD // sizes["BLOCK"])), num_warps=8,
+            goes_to, blend, account, most, **sizes, ROWS=_rows(sizes["BLOCK"]), num_warps=8,
         )  # fmt: skip
     return blend, account, goes_to

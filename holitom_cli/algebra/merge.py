@@ -116,7 +116,7 @@ class Wanted(NamedTuple):
             np.where(valid, first, -(2**40)),
             valid * np.reciprocal(np.maximum(tokens, 1), dtype=np.float32),
             (np.arange(width) < k) * np.reciprocal(k, dtype=np.float32),
-            _weights(patches, own_weight),
+            blend_weights(patches, own_weight),
         ]
 
     def groups(self, part: slice) -> Wanted:
@@ -130,8 +130,8 @@ _FOLDED_AT_ONCE = 2048  # rows of a matrix as wide as all visual tokens
 
 
 @cache
-def _weights(patches: int, own_weight: float | None) -> NDArray[np.float32]:
-    """What a member and a centre count in a cluster's mean, by how many tokens there are: (P + 1, 2)."""
+def blend_weights(patches: int, own_weight: float | None) -> NDArray[np.float32]:
+    """What a member and a centre count in a cluster's mean, by how many tokens there are: (P + 1, 2); see `Wanted`."""
     if own_weight is None:
         return (1 / np.arange(patches + 1).clip(1)[:, None]).repeat(2, 1).astype(np.float32)
     others = np.arange(-1, patches).clip(1)

@@ -55,62 +55,61 @@ class Segments(NamedTuple):
 
     parts: tuple[range, ...]  # of frames
     saved: int  # tokens, by merging over time
-    static: BoolArray  # (S, P) cells that stay the same over each segment; none over a single frame
     bounds: IntArray  # (S, 2) the parts again: the first frame of each and the first behind it
+    cells: IntArray  # (S,) how many stay the same over each segment; none over a single frame
 
 
-def segment(unchanged: BoolArray, max_window: int) -> Segments:
+def steadiness(unchanged: BoolArray, max_window: int) -> tuple[IntArray, IntArray]:
+    """How long cells stay as they are; `kernels.steadiness` is the same on a GPU.
+
+    Args:
+        unchanged: (F-1, P), whether a cell equals the same cell of the next frame.
+        max_window: longest window in frames.
+
+    Returns:
+        (F, P) the last frame until which each cell stays as it is in each frame, at least as far as windows go, and
+        (F, W) how many cells stay so for 1, 2, ... W steps from a frame on; none does for more.
+    """
+    frame = np.arange(len(unchanged) + 1)[:, None]
+    until = np.empty((len(frame), unchanged.shape[1]), dtype=np.int64)
+    until[:-1] = np.where(unchanged, len(unchanged), frame[:-1])
+    until[-1] = len(unchanged)
+    np.minimum.accumulate(until[::-1], 0, out=until[::-1])
+    longest = int((until.max(1) - frame[:, 0]).max())
+    if longest > max_window - 1:
+        until, longest = np.minimum(until, frame + max_window - 1), max_window - 1
+    bins = until + frame * longest  # frame * (longest + 1) + steps
+    histogram = np.bincount(bins.reshape(-1), minlength=len(until) * (longest + 1)).reshape(-1, longest + 1)
+    return until, histogram[:, :0:-1].cumsum(1)[:, ::-1]
+
+
+def segment(steady: IntArray) -> Segments:
     """Cut a clip where merging unchanged cells over time saves the most tokens.
 
     A window of w + 1 frames saves w tokens for each cell that is static throughout it. The dynamic
     programme over frames is exact; where savings are equal, the shorter window wins.
 
     Args:
-        unchanged: (F-1, P), whether a cell equals the same cell of the next frame.
-        max_window: longest window in frames.
+        steady: (F, W) how many cells stay as they are for 1, 2, ... W steps from a frame on; none does for more.
     """
-    frames = len(unchanged) + 1
-    frame = np.arange(frames)[:, None]
-    until = _until(unchanged, frame)
-    gains = _window_gains(until, frame, max_window - 1) * frames
+    frames, windows = len(steady), np.count_nonzero(steady.any(0))
+    gains = steady[:, :windows] * (np.arange(1, windows + 1) * frames)
     start = [0, *range(frames)]  # of the last segment among the first i frames
-    best = np.zeros(frames + 1 + gains.shape[1], dtype=np.int64)  # savings, then that start: ties prefer the later one
+    best = np.zeros(frames + 1 + windows, dtype=np.int64)  # savings, then that start: ties prefer the later one
     saved = 0  # by the frames before, times `frames`
     for first, longer in enumerate(gains):
-        windows = best[first + 2 : first + 2 + len(longer)]
-        np.maximum(windows, longer + (saved + first), out=windows)
+        reached = best[first + 2 : first + 2 + windows]
+        np.maximum(reached, longer + (saved + first), out=reached)
         begin = best.item(first + 1) % frames
         most = best.item(first + 1) - begin
         if most > saved:
             saved, start[first + 1] = most, begin
     parts = _backtrack(start)
     bounds = np.array([(part.start, part.stop) for part in parts])
-    begun, last = bounds[:, :1], bounds[:, 1:] - 1
-    return Segments(tuple(parts), saved // frames, (until[begun[:, 0]] >= last) & (last > begun), bounds)
-
-
-def _until(unchanged: BoolArray, frame: IntArray) -> IntArray:
-    """The last frame until which a cell stays as it is in each frame (F, 1): (F-1, P) -> (F, P)."""
-    until = np.empty((len(frame), unchanged.shape[1]), dtype=np.int64)
-    until[:-1] = np.where(unchanged, len(unchanged), frame[:-1])
-    until[-1] = len(unchanged)
-    np.minimum.accumulate(until[::-1], 0, out=until[::-1])
-    return until
-
-
-def _window_gains(until: IntArray, frame: IntArray, most: int) -> IntArray:
-    """Tokens that windows of 1, 2, ... steps would save: (F, P) of `_until` -> (F, W) by [first frame, steps - 1].
-
-    Windows longer than `most` steps, or than any cell is static, are left out.
-    """
-    longest = int((until.max(1) - frame[:, 0]).max())
-    if longest > most:
-        until, longest = np.minimum(until, frame + most), most
-    bins = until + frame * longest  # frame * (longest + 1) + steps
-    histogram = np.bincount(bins.reshape(-1), minlength=len(until) * (longest + 1)).reshape(-1, longest + 1)
-    at_least = histogram[:, :0:-1].cumsum(1)[:, ::-1]  # cells static for so many steps from a frame on
-    gains: IntArray = at_least * np.arange(1, longest + 1)
-    return gains
+    steps = bounds[:, 1] - bounds[:, 0] - 1
+    merged, cells = steps > 0, np.zeros_like(steps)
+    cells[merged] = steady[bounds[merged, 0], steps[merged] - 1]
+    return Segments(tuple(parts), saved // frames, bounds, cells)
 
 
 def _backtrack(start: list[int]) -> list[range]:

@@ -31,6 +31,86 @@ def neighbour_similarity(tokens, out, patches, WIDTH: tl.constexpr, BLOCK: tl.co
     tl.store(out + cell, tl.sum(both, 0) / lengths)
 
 
+@triton.jit(do_not_specialize=["frames", "most"])
+def steadiness(similarity, threshold, until, steady, frames, most, P: tl.constexpr, BLOCK: tl.constexpr):
+    """How many cells of one frame stay as they are for 1, 2, ... steps, and until which frame each does."""
+    first = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    inside = column < P
+    stays = inside.to(tl.int32)
+    last = stays * 0 + first
+    step, count = 1, 1
+    while (step <= most) & (first + step < frames) & (count > 0):
+        here = tl.load(similarity + (first + step - 1).to(tl.int64) * P + column, inside, float("-inf"))
+        stays = tl.where(here > threshold, stays, 0)
+        last += stays
+        count = tl.sum(stays, 0)
+        tl.store(steady + first.to(tl.int64) * most + step - 1, count)
+        step += 1
+    tl.store(until + first.to(tl.int64) * P + column, last, inside)
+
+
+@triton.jit
+def ranks(score, inside, P: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """How many score higher, or the same in a lower column; some at a time. Far up for those outside."""
+    column, some = tl.arange(0, BLOCK), tl.arange(0, ROWS)
+    rank = tl.where(inside, 0, BLOCK)
+    for first in range(0, P, ROWS):
+        row = first + some
+        here = row[:, None] == column[None, :]
+        own = tl.sum(tl.where(here, score[None, :], 0.0), 1)[:, None]
+        before = (score[None, :] > own) | ((score[None, :] == own) & (column[None, :] < row[:, None]))
+        rank += tl.sum(tl.where(here, tl.sum(before.to(tl.int32), 1)[:, None], 0), 0)
+    return rank
+
+
+@triton.jit(do_not_specialize=["groups", "most", "total"])
+def allot(
+    attention, until, shares, rows, lookup, wanted, base, share, near, groups, most, total,
+    P: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What of one frame is kept; of the first one of a segment, what becomes of its static cells, too."""
+    frame = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < P
+    start, last, group = tl.load(shares + 6 * frame), tl.load(shares + 6 * frame + 1), tl.load(shares + 6 * frame + 2)
+    first_row, centres = tl.load(shares + 6 * frame + 3), tl.load(shares + 6 * frame + 4)
+    each = tl.load(shares + 6 * frame + 5)
+    # 1. The changing cells that receive the most attention; what is no number receives none.
+    static = inside & (tl.load(until + start * P + column, inside, -1) >= last) & (last > start)
+    score = tl.load(attention + frame * P + column, inside, 0.0)
+    score = tl.where(score > -1e38, score, -1e38)
+    chosen = ranks(tl.where(inside & (static == 0), score, float("-inf")), inside, P, BLOCK, ROWS) < each
+    row = first_row + centres + (frame - start) * each + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    width = total + 1
+    tl.store(rows + row, frame * P + column, chosen)
+    tl.store(rows + width + row, frame, chosen)
+    tl.store(rows + 2 * width + row + 1, row, chosen)
+    tl.store(rows + 3 * width + row, column, chosen)
+    tl.store(rows + 4 * width + row, 1, chosen)
+    # 2. Where the row of each cell is found.
+    behind = groups * P
+    elsewhere = tl.where(static & (centres > 0), group * P + column, behind)
+    tl.store(lookup + frame * P + column, tl.where(chosen, behind + 1 + row, elsewhere), inside)
+    if frame == 0:
+        tl.store(rows + total, 0)
+        tl.store(rows + 2 * width, -1)
+    # 3. The rows of static cells.
+    if (frame == start) & (centres > 0):
+        there = column < centres
+        row = first_row + column
+        tl.store(rows + row, 0, there)
+        tl.store(rows + width + row, frame, there)
+        tl.store(rows + 2 * width + row + 1, row, there)
+        tl.store(wanted + group * most + column, tl.where(there, row, total), column < most)
+        tl.store(base + group * P + column, tl.where(static, first_row, -1099511627776), inside)
+        tokens = tl.sum(static.to(tl.int32), 0).to(tl.float32)
+        tl.store(share + group * P + column, tl.where(static, tl.div_rn(1.0, tokens), 0.0), inside)
+        nearest = tl.minimum(centres, NEAR)
+        part = tl.div_rn(1.0, nearest.to(tl.float32))
+        tl.store(near + group * NEAR + column, tl.where(column < nearest, part, 0.0), column < NEAR)
+
+
 @triton.jit
 def segment_means(tokens, bounds, out, features, BLOCK: tl.constexpr):
     """Some features of one segment's mean, of a frame's that lie in a row."""
@@ -108,14 +188,7 @@ def clusters(
         far = tl.where(far == far, far, float("-inf")).to(tl.float32)  # what is no number would be higher than all
         score += tl.sum(tl.where(row[:, None] == column[None, :], far[:, None], 0.0), 0)
     # 2. The highest scores; of equals those in lower columns.
-    rank = tl.where(inside, 0, BLOCK)
-    for first in range(0, P, ROWS):
-        row = first + some
-        here = row[:, None] == column[None, :]
-        own = tl.sum(tl.where(here, score[None, :], 0.0), 1)[:, None]
-        before = (score[None, :] > own) | ((score[None, :] == own) & (column[None, :] < row[:, None]))
-        rank += tl.sum(tl.where(here, tl.sum(before.to(tl.int32), 1)[:, None], 0), 0)
-    centre = rank < tl.load(centres + group)
+    centre = ranks(score, inside, P, BLOCK, ROWS) < tl.load(centres + group)
     slot = tl.cumsum(centre.to(tl.int32), 0) - 1
     # 3. The row of the centre closest to each token; a centre's own.
     goes = tl.load(base + group * P + column, inside, -1)

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holitom_cli.algebra import kernels
 from holitom_cli.algebra.host import highest, moved
 from holitom_cli.algebra.kernels import segment_means
-from holitom_cli.algebra.merge import Wanted, merge_by_peaks
-from holitom_cli.algebra.segments import Segments, neighbour_similarity, segment
+from holitom_cli.algebra.merge import Wanted, blend_weights, merge_by_peaks
+from holitom_cli.algebra.segments import Segments, neighbour_similarity, segment, steadiness
 from holitom_cli.methods import Method
 from holitom_cli.methods.inner import Inner
 from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio, share_of
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from holitom_cli.types import FloatArray, IntArray
 
 
@@ -73,26 +72,23 @@ class HoliTom(Method):
         if video.attention is None:
             raise ValueError("HoliTom needs the attention that each patch receives in the tower")
         tokens, (frames, patches, _) = video.tokens, video.tokens.shape
-        # 1. On the host: segments, from which cells change from frame to frame, and all that follows from them.
-        similarity, attention = _on_host(neighbour_similarity(tokens), video.attention)
-        unchanged = similarity > self.tau
-        segments = segment(unchanged, self.max_window)
-        plan = _plan(segments, attention, self)
-        rows, lookup, bounds, *rest = moved([plan.rows, plan.lookup, plan.bounds, *plan.wanted], tokens.device)
-        wanted = Wanted(*rest)
+        # 1. Segments, from which cells change from frame to frame, and all that follows from them.
+        plan = (_plan_there if kernels.clusters_on(tokens) else _plan_here)(tokens, video.attention, self)
+        rows, segments = plan.rows, plan.segments
         # 2. Changing cells: those that receive the most attention stay as they are. Static ones: averaged over time,
         #    then clustered in space. The row behind the last one is for clusters that some segments do not have.
         embeds, goes_to = tokens.flatten(0, 1).index_select(0, rows[0]), []
-        for first in range(0, len(plan.bounds), _GROUPS_AT_ONCE):
+        for first in range(0, len(plan.groups), _GROUPS_AT_ONCE):
             part = slice(first, first + _GROUPS_AT_ONCE)
-            merged = merge_by_peaks(segment_means(tokens, plan.bounds[part], bounds[part]), here := wanted.groups(part))
+            means, here = segment_means(tokens, plan.groups[part], plan.bounds[part]), plan.wanted.groups(part)
+            merged = merge_by_peaks(means, here)
             row = here.row.flatten()
             embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
             rows[3:].index_copy_(1, row, merged.account.flatten(1))
             goes_to.append(merged.goes_to.flatten())
         # 3. The account of every original token.
         frame, _, cell, size = rows[1:, :-1]
-        place = torch.cat((*goes_to, rows[2])).index_select(0, lookup).view(frames, patches)
+        place = torch.cat((*goes_to, rows[2])).index_select(0, plan.lookup).view(frames, patches)
         stages = (("temporal merge", frames * patches - segments.saved), ("spatial merge", len(embeds) - 1))
         return VisualTokens(embeds[:-1], frame, cell, size, place, segments.parts, stages)
 
@@ -108,42 +104,56 @@ class HoliTom(Method):
 _GROUPS_AT_ONCE = 32  # segments whose means, (G, P, D) float32, exist at a time
 
 
+class _Shares(NamedTuple):
+    """How many rows of N each of S segments gets: first its static ones, then those of each of its frames."""
+
+    length: IntArray  # (S,) frames
+    centres: IntArray  # (S,) rows of its static cells together
+    each: IntArray  # (S,) rows of the changing cells in each of its frames
+    first_row: IntArray  # (S,)
+    total: int  # N
+
+
+def _shares(segments: Segments, patches: int, retain_ratio: float | str) -> _Shares:
+    """Share the budget out."""
+    length = segments.bounds[:, 1] - segments.bounds[:, 0]
+    frames = int(length.sum())
+    original = frames * patches
+    share = share_of(retain_ratio, frames, patches)
+    ratio = min(share / ((original - segments.saved) / original), 1)  # in this order: rounding up is sensitive
+    centres = np.rint(segments.cells * ratio).astype(np.int64)
+    each = np.ceil((patches - segments.cells) * ratio).astype(np.int64)
+    rows = centres + each * length
+    ends = rows.cumsum()
+    return _Shares(length, centres, each, ends - rows, int(ends[-1]))
+
+
 class _Plan(NamedTuple):
     """What of each frame and segment is kept, in N rows; G segments have static cells of which some are kept."""
 
-    bounds: IntArray  # (G, 2) the first frame of each of the G segments, and the first behind it
-    wanted: list[NDArray[Any]]  # what becomes of their static cells, as `Wanted` has it
-    rows: IntArray  # (5, N + 1) token and frame of each row, -1 to N - 1, cell, and 1; of static rows only the frame
-    lookup: IntArray  # (F P,) where the row of each token is found: among G P cells, or behind them in -1, 0, ... N - 1
+    segments: Segments
+    groups: IntArray  # (G, 2) the first frame of each of the G segments, and the first behind it
+    bounds: Tensor  # (G, 2) the same on the device, as the rest
+    wanted: Wanted  # what becomes of their static cells
+    rows: Tensor  # (5, N + 1) token and frame of each row, -1 to N - 1, cell, and 1; of static rows only the frame
+    lookup: Tensor  # (F P,) where the row of each token is found: among G P cells, or behind them in -1, 0, ... N - 1
 
 
-def _on_host(similarity: Tensor, attention: Tensor) -> tuple[FloatArray, FloatArray]:
-    """Both on the CPU, for one wait: (F-1, P) and (F, P) float32."""
-    together = torch.cat((similarity, attention)).cpu().numpy()
-    return together[: len(similarity)], together[len(similarity) :]
-
-
-def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
-    """Share the budget out: attention (F, P)."""
-    frames, patches = attention.shape
-    original = frames * patches
-    share = share_of(method.retain_ratio, frames, patches)
-    ratio = min(share / ((original - segments.saved) / original), 1)  # in this order: rounding up is sensitive
-    # By segment: its static cells, and how many rows they and the changing cells of its frames become.
-    static, bounds = segments.static, segments.bounds
-    start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-    cells = static.sum(1)
-    centres = np.rint(cells * ratio).astype(np.int64)
-    each = np.ceil((patches - cells) * ratio).astype(np.int64)
-    changing = each * length
-    # By row: first a segment's static rows, then its frames' rows.
-    first_row = (centres + changing).cumsum() - centres - changing
+def _plan_here(tokens: Tensor, attention: Tensor, method: HoliTom) -> _Plan:
+    """All of it on the host; tokens (F, P, D), attention (F, P)."""
+    similarity, scores = _on_host(neighbour_similarity(tokens), attention)
+    patches = scores.shape[1]
+    until, steady = steadiness(similarity > method.tau, method.max_window)
+    segments = segment(steady)
+    length, centres, each, first_row, total = _shares(segments, patches, method.retain_ratio)
+    start, last = segments.bounds[:, :1], segments.bounds[:, 1:] - 1
+    static = (until[start[:, 0]] >= last) & (last > start)
+    # By row.
     segment_of = np.arange(len(length)).repeat(length)
-    chosen = highest(attention, ~static[segment_of], each[segment_of])
-    row = np.arange(len(chosen)) + centres.cumsum().repeat(changing)
-    total = len(chosen) + int(centres.sum())
+    chosen = highest(scores, ~static[segment_of], each[segment_of])
+    row = np.arange(len(chosen)) + centres.cumsum().repeat(each * length)
     rows = np.zeros((5, total + 1), dtype=np.int64)
-    rows[1, :-1] = start.repeat(centres + changing)
+    rows[1, :-1] = start[:, 0].repeat(centres + each * length)
     rows[2], rows[4] = np.arange(-1, total), 1
     rows[0, row] = chosen
     rows[1, row], rows[3, row] = np.divmod(chosen, patches)
@@ -157,4 +167,30 @@ def _plan(segments: Segments, attention: FloatArray, method: HoliTom) -> _Plan:
     lookup[chosen] = behind + 1 + row
     these = static[busy], centres[busy], first_row[busy]
     wanted = Wanted.arrays(*these, total, method.neighbours, method.beta, length[busy])
-    return _Plan(bounds[busy], wanted, rows, lookup)
+    groups = segments.bounds[busy]
+    on_device = moved([groups, rows, lookup, *wanted], tokens.device)
+    return _Plan(segments, groups, on_device[0], Wanted(*on_device[3:]), *on_device[1:3])
+
+
+def _on_host(similarity: Tensor, attention: Tensor) -> tuple[FloatArray, FloatArray]:
+    """Both on the CPU, for one wait: (F-1, P) and (F, P) float32."""
+    together = torch.cat((similarity, attention)).cpu().numpy()
+    return together[: len(similarity)], together[len(similarity) :]
+
+
+def _plan_there(tokens: Tensor, attention: Tensor, method: HoliTom) -> _Plan:
+    """The same with only the segments on the host, and what each of them gets."""
+    until, steady = kernels.steadiness(neighbour_similarity(tokens), method.tau, method.max_window)
+    segments = segment(steady.cpu().numpy())
+    length, centres, each, first_row, total = _shares(segments, tokens.shape[1], method.retain_ratio)
+    busy = np.flatnonzero(centres)
+    group = np.full_like(centres, -1)
+    group[busy] = np.arange(len(busy))
+    start, stop = segments.bounds.T
+    shares = np.array((start, stop - 1, group, first_row, centres, each)).T.repeat(length, 0)
+    groups = segments.bounds[busy]
+    weights = blend_weights(tokens.shape[1], method.beta)
+    known = moved([shares, groups, centres[busy], length[busy], weights], tokens.device)
+    most = int(centres.max())
+    rows, lookup, *found = kernels.allot(attention, until, known[0], len(groups), most, total, method.neighbours)
+    return _Plan(segments, groups, known[1], Wanted._make([*known[2:4], *found, known[4]]), rows, lookup)

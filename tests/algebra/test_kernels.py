@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from torch import Tensor
 from holitom_cli import methods
 from holitom_cli.algebra import kernels
 from holitom_cli.algebra.segments import neighbour_similarity
+from holitom_cli.methods import holitom
 from holitom_cli.types import VideoFeatures
 from tests.algebra.test_merge import merged
+from tests.methods.test_contract import Clip, features
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -110,6 +113,60 @@ def test_the_same_tokens_are_chosen(interpreted: pytest.MonkeyPatch) -> None:
     assert not torch.equal(found.source, methods.get("holitom", retain_ratio=0.15).compress(video).source)  # control
 
 
+CLIPS = [
+    Clip(1, 3, 4, torch.float32, 0.0),
+    Clip(2, 1, 4, torch.float32, 1.0),
+    Clip(7, 4, 9, torch.float32, 0.5),
+    Clip(12, 6, 8, torch.float32, 0.9),
+    Clip(23, 3, 6, torch.float32, 0.7),
+]
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=str)
+@pytest.mark.parametrize("retain_ratio", [1e-4, 0.1, 0.4, 1.0])
+def test_what_is_kept_is_the_hosts(interpreted: pytest.MonkeyPatch, clip: Clip, retain_ratio: float) -> None:
+    interpreted.setattr(kernels, "runs_on", lambda _: False)  # sums that differ in the last digit could cross tau
+    video = features(clip, seed=5)
+    assert video.attention is not None
+    video.attention[::2] = video.attention[0, 0]  # equals
+    wishes: list[dict[str, Any]] = [
+        {},
+        {"tau": 0.2, "neighbours": 2},
+        {"max_window": 3, "beta": 0.3},
+        {"max_window": 1},
+    ]
+    every = [methods.get("holitom", retain_ratio=retain_ratio, **wish) for wish in wishes]
+    found = [method.compress(video) for method in every]
+    plainly(interpreted)
+    for one, expected in zip(found, [method.compress(video) for method in every], strict=True):
+        assert (one.segments, one.stages) == (expected.segments, expected.stages)
+        for name in ("frame", "cell", "size", "source"):
+            assert torch.equal(getattr(one, name), getattr(expected, name))
+        torch.testing.assert_close(one.embeds, expected.embeds)
+
+
+def test_control_another_share_is_not_what_the_host_keeps(interpreted: pytest.MonkeyPatch) -> None:
+    video, method = features(CLIPS[2]), methods.get("holitom", retain_ratio=0.4)
+    shares = holitom._shares
+    interpreted.setattr(holitom, "_shares", lambda *of: shares(*of)._replace(each=shares(*of).each.clip(1) - 1))
+    found = method.compress(video)
+    plainly(interpreted)
+    interpreted.setattr(holitom, "_shares", shares)
+    assert not torch.equal(found.source, method.compress(video).source)
+
+
+def test_attention_that_is_no_number_fills_every_row_once(interpreted: pytest.MonkeyPatch) -> None:
+    video = features(CLIPS[3])
+    assert video.attention is not None
+    video.attention[1::2] = torch.nan
+    video.attention[:, 5] = -torch.inf
+    found = methods.get("holitom", retain_ratio=0.2).compress(video)
+    plainly(interpreted)
+    expected = methods.get("holitom", retain_ratio=0.2).compress(features(CLIPS[3]))
+    assert torch.equal(found.frame, expected.frame)
+    assert found.source.unique().tolist() == [-1, *range(len(expected))]
+
+
 COMPILED = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
@@ -117,9 +174,13 @@ from triton.compiler import ASTSource
 from holitom_cli.algebra import triton_kernels as kernels
 
 single, long = "*fp32", "*i64"
+allot = [single, "*i32"] + [long] * 5 + [single] * 2 + ["i32"] * 3
 clusters = [single] * 3 + [long] * 4 + [single, long, single, long, "i32"]
 for name, types, constants in (
     ("neighbour_similarity", ["*bf16", single, "i32"], [3584, 1024]),
+    ("steadiness", [single, "fp32", "*i32", "*i16", "i32", "i32"], [196, 256]),
+    ("allot", allot, [196, 7, 256, 32]),
+    ("allot", allot, [729, 7, 1024, 8]),
     ("segment_means", ["*bf16", long, single, "i32"], [1024]),
     ("centre", [single, single, single, "i32", "fp32"], [196, 256, 32]),
     ("centre", [single, single, single, "i32", "fp32"], [729, 1024, 8]),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from holitom_cli.algebra.segments import cut, frame_similarity, neighbour_similarity, segment
+from holitom_cli.algebra.segments import cut, frame_similarity, neighbour_similarity, segment, steadiness
+
+if TYPE_CHECKING:
+    from holitom_cli.algebra.host import BoolArray
 
 
 def gain(static: Tensor, first: int, last: int) -> int:
@@ -50,21 +54,26 @@ def random_static(frames: int, cells: int, share: float, seed: int) -> Tensor:
     return torch.rand(frames - 1, cells, generator=torch.Generator().manual_seed(seed)) < share
 
 
+def cuts(unchanged: BoolArray, max_window: int) -> tuple[tuple[range, ...], int]:
+    """The segments, and the tokens saved."""
+    return segment(steadiness(unchanged, max_window)[1])[:2]
+
+
 @pytest.mark.parametrize("max_window", [1, 2, 3, 7, 1024])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95, 1.0])
 @pytest.mark.parametrize(("frames", "cells"), [(1, 4), (2, 1), (2, 9), (3, 2), (5, 4), (12, 3), (17, 9)])
 def test_segments_are_those_of_the_loops(frames: int, cells: int, share: float, max_window: int) -> None:
     for seed in range(4):  # few cells and shares of 0 and 1 make ties
         static = random_static(frames, cells, share, seed)
-        assert segment(static.numpy(), max_window)[:2] == slow_segment(static, max_window)
+        assert cuts(static.numpy(), max_window) == slow_segment(static, max_window)
 
 
 def test_a_long_clip() -> None:
     static = random_static(70, 25, 0.93, 0)
-    segments, saved = segment(static.numpy(), 1024)[:2]
+    segments, saved = cuts(static.numpy(), 1024)
     assert (segments, saved) == slow_segment(static, 1024)
     assert 2 < len(segments) < 70
-    assert segment(static.numpy(), 4)[:2] != (segments, saved)  # control: the limit matters
+    assert cuts(static.numpy(), 4) != (segments, saved)  # control: the limit matters
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 6, 8])
@@ -72,7 +81,7 @@ def test_no_cut_saves_more(frames: int) -> None:
     for seed in range(3):
         static = random_static(frames, 5, 0.7, seed)
         best = max(sum(gain(static, s.start, s.stop - 1) for s in cut) for cut in every_cut(frames))
-        segments, saved = segment(static.numpy(), 1024)[:2]
+        segments, saved = cuts(static.numpy(), 1024)
         assert saved == best
         assert sum(gain(static, s.start, s.stop - 1) for s in segments) == saved
 
@@ -80,17 +89,17 @@ def test_no_cut_saves_more(frames: int) -> None:
 def test_ties_take_the_shorter_window() -> None:
     # Two cells static for one step, then one of them for another: {0,1},{2} and {0,1,2} both save 2.
     static = torch.tensor([[True, True], [True, False]])
-    assert segment(static.numpy(), 1024)[:2] == ((range(2), range(2, 3)), 2)
+    assert cuts(static.numpy(), 1024) == ((range(2), range(2, 3)), 2)
     # Nothing to save: every frame stays alone.
-    assert segment(np.zeros((3, 4), dtype=bool), 1024)[:2] == (tuple(range(f, f + 1) for f in range(4)), 0)
+    assert cuts(np.zeros((3, 4), dtype=bool), 1024) == (tuple(range(f, f + 1) for f in range(4)), 0)
 
 
 def test_windows_of_one_frame_save_nothing() -> None:
-    assert segment(np.ones((4, 6), dtype=bool), 1)[:2] == (tuple(range(f, f + 1) for f in range(5)), 0)
+    assert cuts(np.ones((4, 6), dtype=bool), 1) == (tuple(range(f, f + 1) for f in range(5)), 0)
 
 
 def test_a_still_clip_is_one_segment() -> None:
-    assert segment(np.ones((9, 6), dtype=bool), 1024)[:2] == ((range(10),), 54)
+    assert cuts(np.ones((9, 6), dtype=bool), 1024) == ((range(10),), 54)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 32, 33, 34, 65, 70])  # around the length of a chunk

@@ -95,7 +95,7 @@ def host_ms(into: dict[str, list[float]]) -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        for name in ("_on_host", "segment", "_plan", "moved"):
+        for name in ("_plan_here", "_plan_there", "segment", "_shares", "moved"):
             stack.enter_context(mock.patch.object(holitom, name, timed(name.strip("_"), getattr(holitom, name))))
         yield
 
