@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from holitom_cli.video.packets import Table
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 MOST_THREADS = 16  # each decoder keeps its own reference frames: more would take memory rather than time
 
 
-@dataclass(frozen=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Frames that one seek and one run of decoding bring. Times count the stream's time base."""
 
     start: int | None  # presentation time of the key packet to seek to, None is the beginning of the file
