@@ -12,8 +12,8 @@ Importing this package imports no torch: names are looked up when they are first
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # type checkers know the name; typing is imported once the decoder of a question has started
 if TYPE_CHECKING:
     from holitom_cli import methods, model
     from holitom_cli.conversation import Conversation

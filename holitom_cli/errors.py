@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # see holitom_cli/__init__.py
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class HolitomError(Exception):

@@ -5,10 +5,10 @@ asked for.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from holitom_cli.video.capabilities import capabilities  # named as its module, so at once
 
+TYPE_CHECKING = False  # see holitom_cli/__init__.py
 if TYPE_CHECKING:
     from holitom_cli.video.client import probe, read, subtitles
     from holitom_cli.video.files import no_subtitles, readable, subtitle_file

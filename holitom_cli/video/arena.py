@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from typing import Any
 
 from holitom_cli.errors import VideoError, reason
+
+TYPE_CHECKING = False  # see holitom_cli/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Arena:

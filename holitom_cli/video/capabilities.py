@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 _CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video")
 
 
 def capabilities() -> dict[str, list[str]]:
     """The decoders that are installed, the usual codecs that there are and are not, and FFmpeg's libraries."""
+    from importlib.util import find_spec
+
     import av
     from PIL import features
 
-    decord = ["decord"] if importlib.util.find_spec("decord") else []
+    decord = ["decord"] if find_spec("decord") else []
     webp = ["pillow"] if features.check("webp") else []
     return {
         "decoders": ["av", *decord, *webp],

@@ -13,9 +13,9 @@ from holitom_cli.errors import VideoError
 from holitom_cli.types import Frames, Sampling, VideoInfo
 from holitom_cli.video.files import readable, shown, subtitle_file
 from holitom_cli.video.hdr import to_ordinary
+from holitom_cli.video.pipes import Message
 from holitom_cli.video.sampling import spacing_warning
 from holitom_cli.video.worker_link import (
-    Message,
     RefusedError,
     Worker,
     WorkerError,

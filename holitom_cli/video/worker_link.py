@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
-import queue
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, ClassVar, Self
 
 from holitom_cli.video.arena import Arena
+
+TYPE_CHECKING = False  # see holitom_cli/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import ClassVar, Self
+
+    from holitom_cli.video.pipes import Message
 
 BOOTSTRAP = (
     "import gc, json, sys; gc.disable(); sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
@@ -34,8 +36,6 @@ CHILD_OPTIONS = ["-P", "-S"]  # sys.path is handed over: no folder of clips may 
 POLL_SECONDS = 0.1  # on Windows a wait for a queue cannot be interrupted by Ctrl-C, so no wait is long
 REAP_SECONDS = 1.0  # a killed process that the kernel holds in a disk wait is left to be reaped later
 MOST_JOBS = 100  # then a worker is replaced, so that what a native library leaks stays small
-
-Message = dict[str, Any]
 
 _live: set[Worker] = set()
 _idle: list[Worker] = []
@@ -136,8 +136,6 @@ class Worker:
         self.in_step = True  # every request has been answered in full
         self.jobs = 0
         self.arena = Arena()
-        self._replies: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._complaints: deque[str] = deque(maxlen=20)
         self._process = subprocess.Popen(
             [sys.executable, *CHILD_OPTIONS, "-c", BOOTSTRAP, self.arena.handle],
             stdin=subprocess.PIPE,
@@ -149,10 +147,10 @@ class Worker:
         )
         _live.add(self)
         self.limit()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._pump, self._listen)]
-        for thread in self._threads:
-            thread.start()
-        self._write(sys.path)
+        from holitom_cli.video.pipes import Pipes  # imported while the child starts
+
+        self._pipes = Pipes(self._process)
+        self._pipes.write(sys.path)
 
     def __enter__(self) -> Self:
         return self
@@ -176,11 +174,11 @@ class Worker:
         """Queue a request. A dead child is reported by the receive that follows."""
         self.in_step = False
         self.jobs += 1
-        self._write(request)
+        self._pipes.write(request)
 
     def free(self, cell: int) -> None:
         """Let the child overwrite a cell of the arena."""
-        self._write({"free": cell})
+        self._pipes.write({"free": cell})
 
     def receive(self, deadline: float) -> Message:
         """The next reply; WorkerError when the child refuses, dies or is late by time.monotonic()."""
@@ -191,8 +189,8 @@ class Worker:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise WorkerTimeoutError("did not finish in time")
-            with contextlib.suppress(queue.Empty):
-                reply = self._replies.get(timeout=min(remaining, POLL_SECONDS))
+            with contextlib.suppress(TimeoutError):
+                reply = self._pipes.read(min(remaining, POLL_SECONDS))
                 break
         if self.stopped:
             raise WorkerStoppedError("was stopped")
@@ -213,7 +211,7 @@ class Worker:
     def complaints(self) -> list[str]:
         """End the child and return the last lines that it wrote to stderr."""
         self.close()
-        return list(self._complaints)
+        return list(self._pipes.complaints)
 
     def kill(self) -> None:
         """End the child without waiting for it; it will not be lent again."""
@@ -227,36 +225,13 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(REAP_SECONDS)
         if self._process.poll() is not None:
-            for thread in self._threads:
-                thread.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None and self._process.poll() is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            self._pipes.close()
         if self in _live:
             _live.discard(self)
             self.arena.close()
-
-    def _write(self, message: Message | list[str]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def _pump(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):  # half a line: the child died while writing
-            for line in self._process.stdout:
-                self._replies.put(json.loads(line))
-        self._replies.put(None)
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._complaints.append(line.decode(errors="replace").strip())
 
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(REAP_SECONDS)
         status = f"exit status {self._process.returncode}"
-        return f"{status}: {self._complaints[-1]}" if self._complaints else status
+        return f"{status}: {self._pipes.complaints[-1]}" if self._pipes.complaints else status

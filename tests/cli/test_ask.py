@@ -11,7 +11,7 @@ import pytest
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from holitom_cli import cli
-from tests.program import FAST, SCHEMA, Done, Invoke, environment, installed
+from tests.program import FAST, ROOT, SCHEMA, Done, Invoke, environment, installed
 
 QUESTION = "What is shown in the video?"
 OTHER = "Is it night?"
@@ -157,3 +157,17 @@ def test_a_decoder_starts_before_anything_else(arguments: str, started: int, mon
     monkeypatch.setattr("sys.argv", ["holitom", *arguments.split()])
     cli._start_decoder()
     assert len(calls) == started
+
+
+def test_only_what_starts_a_decoder_is_imported_before_it() -> None:
+    program = (
+        "import sys\nsys.argv[1:] = ['ask', 'clip.mp4', 'What?']\n"
+        "sys.addaudithook(lambda event, _: event == 'subprocess.Popen' and print(*sys.modules))\n"
+        "from holitom_cli import cli\ncli._start_decoder()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+    )
+    imported = set(done.stdout.split())
+    assert "holitom_cli.video.worker_link" in imported
+    assert imported.isdisjoint({"typing", "json", "queue", "dataclasses", "pathlib", "typer"})
