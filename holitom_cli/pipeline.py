@@ -25,7 +25,18 @@ from holitom_cli.model.decode import generate
 from holitom_cli.model.device import memory_advice
 from holitom_cli.model.prefill import Prefill, prefill
 from holitom_cli.model.prompt import Turn, embeds_around
-from holitom_cli.types import Added, Answer, Choice, Frames, Generation, Sampling, Seen, VisualTokens, Watched
+from holitom_cli.types import (
+    Added,
+    Answer,
+    Choice,
+    Frames,
+    Generation,
+    Sampling,
+    Seen,
+    VideoInfo,
+    VisualTokens,
+    Watched,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +112,7 @@ def read(
         HolitomError: the file cannot be read, or its frames do not fit the model's positions with one of the methods.
     """
 
-    def accept(count: int) -> None:
+    def accept(_: VideoInfo, count: int) -> None:
         for method in rivals:
             check_room(checkpoint, method, count)
 

@@ -19,7 +19,7 @@ from holitom_cli.errors import HolitomError
 from holitom_cli.serve import sockets, wire
 
 if TYPE_CHECKING:
-    from holitom_cli.types import AnswerRecord, ByteArray, Generation, Sampling
+    from holitom_cli.types import AnswerRecord, ByteArray, Generation, Sampling, VideoInfo
 
 _CONNECT_SECONDS = 2.0  # a server that is stopped must not hold anybody up
 _SILENCE_SECONDS = 20.0  # of a server that says at every second that it is alive
@@ -174,11 +174,9 @@ class Link:
         """Decode the clip and send each frame as it comes."""
         from holitom_cli import video
 
-        info = video.probe(clip.file, timeout_seconds=clip.timeout_seconds)
-        if info.hdr:  # its frames are changed once they are small
-            raise ElsewhereError("frames of clips made for bright screens are not sent")
-
-        def accept(count: int) -> None:
+        def accept(info: VideoInfo, count: int) -> None:
+            if info.hdr:  # its frames are changed once they are small
+                raise ElsewhereError("frames of clips made for bright screens are not sent")
             if count > self._hello["most_frames"]:
                 raise ElsewhereError(f"{count} frames are more than it takes")
 

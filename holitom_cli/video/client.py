@@ -76,7 +76,7 @@ def read(
     *,
     timeout_seconds: float | None = None,
     decoder: Decoder = "auto",
-    accept: Callable[[int], None] | None = None,
+    accept: Callable[[VideoInfo, int], None] | None = None,
     shrink: Shrink | None = None,
     on_frame: OnFrame | None = None,
 ) -> Frames:
@@ -84,10 +84,10 @@ def read(
 
     `timeout_seconds` bounds each stage and each decoder; by default it grows with the clip. `decoder` names the
     only one to use; "auto" takes av, and decord where it is exact when av fails. Frames that cannot be read are left
-    out, counted and warned about. `accept` sees how many frames there will be and may raise before one is decoded.
-    `shrink` makes of each picture (H, W, 3) what is kept of it, so that only few are in memory at full size.
-    `on_frame` hears after each frame how many there are, and of how many. Raises VideoError when none can be read,
-    UsageError for a sampling that means none.
+    out, counted and warned about. `accept` sees what the clip is and how many frames there will be, and may raise
+    before one is decoded. `shrink` makes of each picture (H, W, 3) what is kept of it, so that only few are in memory
+    at full size. `on_frame` hears after each frame how many there are, and of how many. Raises VideoError when none
+    can be read, UsageError for a sampling that means none.
     """
     started = time.perf_counter()
     file = readable(path)
@@ -98,7 +98,7 @@ def read(
         wish = Sampling(num_frames=sampling) if isinstance(sampling, int) else sampling
         task = Task(worker, info, wish, patience, shrink, on_frame)
         if accept is not None:
-            accept(len(task.indices))
+            accept(info, len(task.indices))
         shots, used, reason = task.run(decoder)
     decoded_at = time.perf_counter()
     kept = shots.filled.nonzero()[0]

@@ -23,7 +23,7 @@ from holitom_cli.batch.speakers import Speakers
 from holitom_cli.cache import Cache
 from holitom_cli.errors import DeviceError, HolitomError, UsageError
 from holitom_cli.model import Model, vision
-from holitom_cli.types import Answer, Frames, Generation, Sampling
+from holitom_cli.types import Answer, Frames, Generation, Sampling, VideoInfo
 from tests.clips import make
 from tests.make_random_checkpoint import RANDOM
 
@@ -85,8 +85,8 @@ def test_too_many_frames_are_refused_before_they_are_decoded(
     read = video.read
 
     def reading(*arguments: Any, accept: Any, **options: Any) -> Any:
-        def refuse(count: int) -> None:
-            accept(count)
+        def refuse(info: VideoInfo, count: int) -> None:
+            accept(info, count)
             decoded.append(count)
 
         return read(*arguments, accept=refuse, **options)

@@ -297,6 +297,17 @@ def test_what_a_server_refuses_is_no_error(path: Path, clips: list[Path], option
         ask(path, clips[1], [QUESTIONS[0]], **options)
 
 
+def test_clips_for_bright_screens_are_not_sent(path: Path, near: Served, tmp_path: Path) -> None:
+    quiet = {"x265-params": "log-level=none"}
+    for name, transfer, primaries in (("bright.mp4", 16, 9), ("ordinary.mp4", 1, 1)):
+        tags = {"color_trc": transfer, "color_primaries": primaries, "colorspace": primaries}
+        make(tmp_path / name, 8, "libx265", options=quiet, pix_fmt="yuv420p10le", tags=tags)
+    with pytest.raises(ElsewhereError, match="bright screens are not sent"):
+        ask(path, tmp_path / "bright.mp4", [QUESTIONS[0]])
+    assert ask(path, tmp_path / "ordinary.mp4", [QUESTIONS[0]])  # control: the tags are why
+    near.settle()
+
+
 def test_no_place_is_kept_by_those_who_send_junk(path: Path, near: Served, clips: list[Path]) -> None:
     for junk in (b"GET / HTTP/1.1\r\n\r\n", wire.packed({}), wire.HEAD.pack(2, 0) + b"[]", bytes(12), b"\xff" * 100):
         with socket.socket(socket.AF_UNIX) as other:

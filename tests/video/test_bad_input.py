@@ -171,7 +171,7 @@ def test_a_file_that_vanishes(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "gone.mp4"
     shutil.copy(clip, path)
     with pytest.raises(VideoError, match=r"^gone\.mp4 could not be read: ") as caught:
-        read(path, 3, accept=lambda _: path.unlink())
+        read(path, 3, accept=lambda *_: path.unlink())
     assert "\n" not in caught.value.message
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_grows(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "growing.mp4"
     shutil.copy(clip, path)
 
-    def grow(_: int) -> None:
+    def grow(*_: object) -> None:
         with path.open("ab") as file:
             file.write(bytes(100_000))
 
