@@ -45,7 +45,7 @@ def runs_on(tokens: Tensor) -> bool:
 
 
 def clusters_on(tokens: Tensor) -> bool:
-    """Whether `clusters` is for these means of tokens."""
+    """Whether the kernels that choose among tokens, or means of them, are for these; of any precision."""
     return tokens.is_cuda and _works(torch.float16)
 
 
