@@ -80,8 +80,8 @@ class HoliTom(Method):
         embeds, goes_to = tokens.flatten(0, 1).index_select(0, rows[0]), []
         for first in range(0, len(plan.groups), _GROUPS_AT_ONCE):
             part = slice(first, first + _GROUPS_AT_ONCE)
-            means, here = segment_means(tokens, plan.groups[part], plan.bounds[part]), plan.wanted.groups(part)
-            merged = merge_by_peaks(means, here)
+            here = plan.wanted.groups(part)
+            merged = merge_by_peaks(segment_means(tokens, plan.groups[part], plan.bounds[part]), here)
             row = here.row.flatten()
             embeds.index_copy_(0, row, merged.blended.flatten(0, 1).to(embeds.dtype))
             rows[3:].index_copy_(1, row, merged.account.flatten(1))

@@ -83,7 +83,7 @@ def wall_ms(device: torch.device, run: Callable[[], object]) -> float:
 
 @contextmanager
 def host_ms(into: dict[str, list[float]]) -> Iterator[None]:
-    """Time what is done on the host between the two transfers."""
+    """Time the plan of what is kept, its wait for a GPU included, and what of it is the host's."""
 
     def timed(name: str, function: Any) -> Any:
         def run(*args: Any) -> Any:
