@@ -21,7 +21,7 @@ from holitom_cli.methods.holitom import HoliTom
 from holitom_cli.model import preprocess, vision
 from holitom_cli.model.loading import Model, load_model
 from holitom_cli.pipeline import ANSWER_ROOM, ask, check_generation, check_room, watch
-from holitom_cli.types import Frames, Generation, Sampling, Watched
+from holitom_cli.types import Frames, Generation, Sampling, VideoInfo, Watched
 from tests.make_random_checkpoint import make_checkpoint
 
 QUESTION = "What is shown in the video?"
@@ -297,8 +297,8 @@ def test_too_many_frames_are_refused_before_they_are_decoded(
 ) -> None:
     known = video.probe(demo_clip)
 
-    def read(path: Path, sampling: Sampling, *, accept: Callable[[int], None], **_: object) -> Frames:
-        accept(video.most_frames(sampling, known))
+    def read(path: Path, sampling: Sampling, *, accept: Callable[[VideoInfo, int], None], **_: object) -> Frames:
+        accept(known, video.most_frames(sampling, known))
         raise AssertionError("the clip is decoded")
 
     monkeypatch.setattr(video, "read", read)
