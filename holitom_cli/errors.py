@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # see holitom_cli/__init__.py
-if TYPE_CHECKING:
-    from typing import ClassVar
-
 
 class HolitomError(Exception):
     """One sentence that says what is wrong, and a hint that says what to try."""
 
-    stage: ClassVar[str] = "run"
-    exit_code: ClassVar[int] = 1
+    stage = "run"
+    exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -41,13 +41,15 @@ _KINDS = {np.dtype(name).char: kind for name, kind in (("?", torch.bool), ("f4",
 def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArray) -> IntArray:
     """Flat indices, ascending, of the highest scores allowed in each row, so many; equal ones go to the lower column.
 
+    What is no number is as low as -inf.
+
     Args:
         scores: (R, P) float32.
         allowed: (R, P).
         count: (R,), at most as many as are allowed.
     """
     columns = scores.shape[1]
-    masked = np.where(allowed, scores, _NEVER)
+    masked = np.where(allowed, np.fmax(scores, _LEAST), _NEVER)
     at = np.minimum(columns - count, columns - 1)
     least = np.sort(masked, 1)[np.arange(len(at)), at][:, None]
     found = (masked >= least) & (count > 0)[:, None]
@@ -57,4 +59,4 @@ def highest(scores: NDArray[np.floating[Any]], allowed: BoolArray, count: IntArr
     return np.flatnonzero(found)
 
 
-_NEVER = np.float32(-np.inf)
+_NEVER, _LEAST = np.float32(-np.inf), np.float32(-1e38)  # whatever is no number is least among those allowed

@@ -1,7 +1,7 @@
 """What a GPU would take many small steps for, each one kernel on an NVIDIA GPU.
 
-Sums over all tokens of a clip read every token once and copy none; clusters take three kernels instead of some thirty,
-and what HoliTom keeps of each frame one instead of so much work on the host.
+Sums over all tokens of a clip read every token once and copy none. Clusters take three kernels instead of some thirty,
+HoliTom's choice of tokens two instead of a long account made on the host.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def steadiness(similarity: Tensor, threshold: float, max_window: int) -> tuple[T
         max_window: longest window in frames.
 
     Returns:
-        (F, P) int32 and (F, W) int16, in which columns behind the last one that is not 0 mean nothing.
+        (F, P) int32, and (F, W) int16 for W as long as windows may be; 0 where no cell stays so long.
     """
     frames, patches = len(similarity) + 1, similarity.shape[1]
     most = min(max_window, frames) - 1
@@ -76,7 +76,7 @@ def steadiness(similarity: Tensor, threshold: float, max_window: int) -> tuple[T
     steady = torch.zeros(frames, most, dtype=torch.int16, device=similarity.device)
     with torch.cuda.device_of(similarity):
         _triton().steadiness[(frames,)](
-            similarity, threshold, until, steady, frames, most, P=patches, BLOCK=_block(patches)
+            similarity, float(threshold), until, steady, frames, most, P=patches, BLOCK=_block(patches)
         )
     return until, steady
 

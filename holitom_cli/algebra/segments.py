@@ -67,8 +67,8 @@ def steadiness(unchanged: BoolArray, max_window: int) -> tuple[IntArray, IntArra
         max_window: longest window in frames.
 
     Returns:
-        (F, P) the last frame until which each cell stays as it is in each frame, at least as far as windows go, and
-        (F, W) how many cells stay so for 1, 2, ... W steps from a frame on; none does for more.
+        (F, P), for each frame and cell, the last frame until which the cell stays as it is there, as far as windows go;
+        and (F, W), how many cells stay as they are for 1, 2, ... W steps from a frame on; none does for more.
     """
     frame = np.arange(len(unchanged) + 1)[:, None]
     until = np.empty((len(frame), unchanged.shape[1]), dtype=np.int64)

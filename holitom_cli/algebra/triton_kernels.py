@@ -66,7 +66,7 @@ def ranks(score, inside, P: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit(do_not_specialize=["groups", "most", "total"])
 def allot(
-    attention, until, shares, rows, lookup, wanted, base, share, near, groups, most, total,
+    attention, until, shares, rows, lookup, places, base, share, near, groups, most, total,
     P: tl.constexpr, NEAR: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """What of one frame is kept; of the first one of a segment, what becomes of its static cells, too."""
@@ -93,7 +93,7 @@ def allot(
     elsewhere = tl.where(static & (centres > 0), group * P + column, behind)
     tl.store(lookup + frame * P + column, tl.where(chosen, behind + 1 + row, elsewhere), inside)
     if frame == 0:
-        tl.store(rows + total, 0)
+        tl.store(rows + total, 0)  # the row behind the last one is looked up, too
         tl.store(rows + 2 * width, -1)
     # 3. The rows of static cells.
     if (frame == start) & (centres > 0):
@@ -102,8 +102,8 @@ def allot(
         tl.store(rows + row, 0, there)
         tl.store(rows + width + row, frame, there)
         tl.store(rows + 2 * width + row + 1, row, there)
-        tl.store(wanted + group * most + column, tl.where(there, row, total), column < most)
-        tl.store(base + group * P + column, tl.where(static, first_row, -1099511627776), inside)
+        tl.store(places + group * most + column, tl.where(there, row, total), column < most)
+        tl.store(base + group * P + column, tl.where(static, first_row, -(1 << 40)), inside)
         tokens = tl.sum(static.to(tl.int32), 0).to(tl.float32)
         tl.store(share + group * P + column, tl.where(static, tl.div_rn(1.0, tokens), 0.0), inside)
         nearest = tl.minimum(centres, NEAR)

@@ -22,6 +22,7 @@ from holitom_cli.methods.tools.settings import Share, budget, check, check_ratio
 from holitom_cli.types import Reduction, VideoFeatures, VisualTokens
 
 if TYPE_CHECKING:
+    from holitom_cli.algebra.host import BoolArray
     from holitom_cli.types import FloatArray, IntArray
 
 
@@ -142,34 +143,41 @@ class _Plan(NamedTuple):
 def _plan_here(tokens: Tensor, attention: Tensor, method: HoliTom) -> _Plan:
     """All of it on the host; tokens (F, P, D), attention (F, P)."""
     similarity, scores = _on_host(neighbour_similarity(tokens), attention)
-    patches = scores.shape[1]
     until, steady = steadiness(similarity > method.tau, method.max_window)
     segments = segment(steady)
-    length, centres, each, first_row, total = _shares(segments, patches, method.retain_ratio)
-    start, last = segments.bounds[:, :1], segments.bounds[:, 1:] - 1
-    static = (until[start[:, 0]] >= last) & (last > start)
-    # By row.
+    shares = _shares(segments, scores.shape[1], method.retain_ratio)
+    length, centres, each, first_row, total = shares
+    start, last = segments.bounds[:, 0], segments.bounds[:, 1:] - 1
+    static = (until[start] >= last) & (last > start[:, None])
     segment_of = np.arange(len(length)).repeat(length)
     chosen = highest(scores, ~static[segment_of], each[segment_of])
     row = np.arange(len(chosen)) + centres.cumsum().repeat(each * length)
-    rows = np.zeros((5, total + 1), dtype=np.int64)
-    rows[1, :-1] = start[:, 0].repeat(centres + each * length)
-    rows[2], rows[4] = np.arange(-1, total), 1
-    rows[0, row] = chosen
-    rows[1, row], rows[3, row] = np.divmod(chosen, patches)
-    # By token: static ones find their row where the clusters of their segment write it.
     busy = np.flatnonzero(centres)
-    group = np.empty_like(centres)
-    group[busy] = np.arange(0, len(busy) * patches, patches)
-    behind = len(busy) * patches
-    there = static & (centres > 0)[:, None]
-    lookup = np.where(there, group[:, None] + np.arange(patches), behind)[segment_of].reshape(-1)
-    lookup[chosen] = behind + 1 + row
     these = static[busy], centres[busy], first_row[busy]
     wanted = Wanted.arrays(*these, total, method.neighbours, method.beta, length[busy])
-    groups = segments.bounds[busy]
-    on_device = moved([groups, rows, lookup, *wanted], tokens.device)
-    return _Plan(segments, groups, on_device[0], Wanted(*on_device[3:]), *on_device[1:3])
+    groups, rows = segments.bounds[busy], _rows(start, shares, chosen, row, scores.shape[1])
+    found = moved([groups, rows, _lookup(static, busy, segment_of, chosen, row), *wanted], tokens.device)
+    return _Plan(segments, groups, found[0], Wanted(*found[3:]), *found[1:3])
+
+
+def _rows(start: IntArray, shares: _Shares, chosen: IntArray, row: IntArray, patches: int) -> IntArray:
+    """The rows of a plan, from the first frame of each segment and the row of each chosen token."""
+    rows = np.zeros((5, shares.total + 1), dtype=np.int64)
+    rows[1, :-1] = start.repeat(shares.centres + shares.each * shares.length)
+    rows[2], rows[4] = np.arange(-1, shares.total), 1
+    rows[0, row] = chosen
+    rows[1, row], rows[3, row] = np.divmod(chosen, patches)
+    return rows
+
+
+def _lookup(static: BoolArray, busy: IntArray, segment_of: IntArray, chosen: IntArray, row: IntArray) -> IntArray:
+    """The lookup of a plan: static cells (S, P) find their row where the clusters of their segment write it."""
+    patches, behind = static.shape[1], len(busy) * static.shape[1]
+    places = np.full(static.shape, behind)
+    places[busy] = np.where(static[busy], np.arange(behind).reshape(-1, patches), behind)
+    lookup = places[segment_of].reshape(-1)
+    lookup[chosen] = behind + 1 + row
+    return lookup
 
 
 def _on_host(similarity: Tensor, attention: Tensor) -> tuple[FloatArray, FloatArray]:

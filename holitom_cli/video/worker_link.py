@@ -24,7 +24,7 @@ from holitom_cli.video.arena import Arena
 TYPE_CHECKING = False  # see holitom_cli/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import ClassVar, Self
+    from typing import Self
 
     from holitom_cli.video.pipes import Message
 
@@ -129,7 +129,7 @@ def close_idle() -> None:
 class Worker:
     """One child process. Use as a context manager: on leaving, however, it is killed and reaped."""
 
-    most_bytes: ClassVar[int | None] = None  # see limit_memory
+    most_bytes: int | None = None  # see limit_memory
 
     def __init__(self) -> None:
         self.stopped = False
@@ -147,10 +147,13 @@ class Worker:
         )
         _live.add(self)
         self.limit()
-        from holitom_cli.video.pipes import Pipes  # imported while the child starts
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._give_up)  # Ctrl-C, or no memory
+            from holitom_cli.video.pipes import Pipes  # imported while the child starts
 
-        self._pipes = Pipes(self._process)
-        self._pipes.write(sys.path)
+            self._pipes = Pipes(self._process)
+            self._pipes.write(sys.path)
+            undone.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -226,6 +229,15 @@ class Worker:
             self._process.wait(REAP_SECONDS)
         if self._process.poll() is not None:
             self._pipes.close()
+        self._forget()
+
+    def _give_up(self) -> None:
+        """End a child that nobody can talk to yet."""
+        with self._process:  # closes its pipes and reaps it
+            self.kill()
+        self._forget()
+
+    def _forget(self) -> None:
         if self in _live:
             _live.discard(self)
             self.arena.close()

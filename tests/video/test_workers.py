@@ -124,6 +124,21 @@ def test_a_started_worker_is_the_one_that_is_used(clip: Path) -> None:
     assert worker_link._idle == [waiting]
 
 
+def test_a_worker_that_is_interrupted_before_it_can_be_talked_to_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(process: subprocess.Popen[bytes]) -> None:
+        begun.append(process)
+        raise KeyboardInterrupt
+
+    before = set(worker_link._live)
+    monkeypatch.setattr("holitom_cli.video.pipes.Pipes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker_link.Worker()
+    assert begun[0].returncode is not None
+    assert worker_link._live == before
+
+
 def test_a_file_that_changes_is_looked_at_again(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "changing.mp4"
     path.write_bytes(clip.read_bytes())
