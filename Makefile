@@ -18,6 +18,7 @@ help: ## show this list
 
 demo: $(VENV)/.ready ## ask the bundled model about the bundled clip
 	$(RUN) holitom_cli demo
+	@echo "(holitom is $(VENV)/bin/holitom here)"
 
 test: lint ## set up, then run all linters and tests
 	$(RUN) pytest

@@ -53,10 +53,14 @@ def cut(similarity: Tensor, threshold: float, least: int) -> tuple[range, ...]:
 class Segments(NamedTuple):
     """A clip in S segments."""
 
-    parts: tuple[range, ...]  # of frames
-    saved: int  # tokens, by merging over time
-    bounds: IntArray  # (S, 2) the parts again: the first frame of each and the first behind it
+    bounds: IntArray  # (S, 2) the first frame of each and the first behind it
     cells: IntArray  # (S,) how many stay the same over each segment; none over a single frame
+    saved: int  # tokens, by merging over time
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """The same as ranges of frames."""
+        return tuple(range(start, stop) for start, stop in self.bounds.tolist())
 
 
 def steadiness(unchanged: BoolArray, max_window: int) -> tuple[IntArray, IntArray]:
@@ -104,18 +108,18 @@ def segment(steady: IntArray) -> Segments:
         most = best.item(first + 1) - begin
         if most > saved:
             saved, start[first + 1] = most, begin
-    parts = _backtrack(start)
-    bounds = np.array([(part.start, part.stop) for part in parts])
+    bounds = _backtrack(start)
     steps = bounds[:, 1] - bounds[:, 0] - 1
     merged, cells = steps > 0, np.zeros_like(steps)
     cells[merged] = steady[bounds[merged, 0], steps[merged] - 1]
-    return Segments(tuple(parts), saved // frames, bounds, cells)
+    return Segments(bounds, cells, saved // frames)
 
 
-def _backtrack(start: list[int]) -> list[range]:
-    segments: list[range] = []
+def _backtrack(start: list[int]) -> IntArray:
+    """The bounds (S, 2) of the segments, from that of the last one among the first i frames."""
+    bounds: list[tuple[int, int]] = []
     end = len(start) - 1
     while end > 0:
-        segments.append(range(start[end], end))
+        bounds.append((start[end], end))
         end = start[end]
-    return segments[::-1]
+    return np.array(bounds[::-1])

@@ -76,7 +76,7 @@ def allot(
     start, last, group = tl.load(shares + 6 * frame), tl.load(shares + 6 * frame + 1), tl.load(shares + 6 * frame + 2)
     first_row, centres = tl.load(shares + 6 * frame + 3), tl.load(shares + 6 * frame + 4)
     each = tl.load(shares + 6 * frame + 5)
-    # 1. The changing cells that receive the most attention; what is no number receives none.
+    # 1. The changing cells that receive the most attention; what is no number is least, as for `host.highest`.
     static = inside & (tl.load(until + start * P + column, inside, -1) >= last) & (last > start)
     score = tl.load(attention + frame * P + column, inside, 0.0)
     score = tl.where(score > -1e38, score, -1e38)

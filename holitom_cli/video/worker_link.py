@@ -147,13 +147,14 @@ class Worker:
         )
         _live.add(self)
         self.limit()
-        with contextlib.ExitStack() as undone:
-            undone.callback(self._give_up)  # Ctrl-C, or no memory
+        try:
             from holitom_cli.video.pipes import Pipes  # imported while the child starts
 
             self._pipes = Pipes(self._process)
             self._pipes.write(sys.path)
-            undone.pop_all()
+        except BaseException:  # Ctrl-C, or no memory
+            self._give_up()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -56,7 +56,8 @@ def random_static(frames: int, cells: int, share: float, seed: int) -> Tensor:
 
 def cuts(unchanged: BoolArray, max_window: int) -> tuple[tuple[range, ...], int]:
     """The segments, and the tokens saved."""
-    return segment(steadiness(unchanged, max_window)[1])[:2]
+    found = segment(steadiness(unchanged, max_window)[1])
+    return found.parts, found.saved
 
 
 @pytest.mark.parametrize("max_window", [1, 2, 3, 7, 1024])
